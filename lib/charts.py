@@ -1,0 +1,52 @@
+"""The look of every figure: one template, light and dark, safe for colour-blind readers.
+
+Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), the yellow and
+the black left out because one or the other background swallows them.
+"""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
+PATTERNS = ("", "/", ".", "x", "-", "+")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+PREDICTION = VERMILION
+
+
+def figure(*traces: go.Figure, x: str = "", y: str = "", height: int = 380) -> go.Figure:
+    """An empty figure in the house's look, with its axes named."""
+    made = go.Figure(data=traces)
+    made.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 40, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        colorway=COLOURS,
+        font={"size": 14},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": None},
+        hoverlabel={"font": {"size": 14}},
+        xaxis={"title": {"text": x}, "automargin": True, "zeroline": False},
+        yaxis={"title": {"text": y}, "automargin": True, "zeroline": False},
+    )
+    return made
+
+
+def limit_line(made: go.Figure, value: float, text: str, horizontal: bool = True) -> None:
+    """A dashed line for a limit, with its name beside it."""
+    line = {"line": {"dash": "dash", "width": 2, "color": VERMILION}, "annotation_text": text}
+    if horizontal:
+        made.add_hline(value, **line, annotation_position="top left")
+    else:
+        made.add_vline(value, **line, annotation_position="top left")
+
+
+def dressed(made: go.Figure, dark: bool) -> go.Figure:
+    """The figure in the colours of a light or dark page."""
+    ink, grid = ("#E8EAED", "rgba(255,255,255,0.14)") if dark else ("#1F2A37", "rgba(31,42,55,0.12)")
+    made.update_layout(template="plotly_dark" if dark else "plotly_white", font={"color": ink})
+    made.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", colorway=COLOURS)
+    made.update_xaxes(gridcolor=grid, linecolor=grid)
+    made.update_yaxes(gridcolor=grid, linecolor=grid)
+    return made

@@ -1,0 +1,185 @@
+"""The command line: ``python -m lib.cli COMMAND``. Runs the same steps as page and notebook.
+
+Exit status: 0 done, 1 something failed, 2 the command or a parameter is wrong, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lib.course import notebook
+from lib.course.bar import drain
+from lib.course.draw import to_text
+from lib.course.lab import Lab, Step
+from lib.course.run import run_here
+from lib.errors import BadParameter, BancadaError, InputError, UnknownStep
+from lib.text import LANGUAGES, load_words
+from lib.workbench import Workbench
+
+
+def labs() -> list[Lab]:
+    """Every lab of the course, in order. Found by folder: the library does not import the course."""
+    import labs as course
+
+    found = [importlib.import_module(f"labs.{one.name}.checks").LAB for one in pkgutil.iter_modules(course.__path__)]
+    return sorted(found, key=lambda lab: lab.number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives back the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        workbench = Workbench.open(**({"language": options.lang} if options.lang else {}))
+    except ValidationError as error:
+        for one in error.errors():
+            print(f"BANCADA_{'_'.join(map(str, one['loc'])).upper()}: {one['msg']}", file=sys.stderr)
+        return 2
+    try:
+        status: int = options.command(workbench, options)
+        return status
+    except BancadaError as error:
+        what, why, repair = load_words(workbench.language).error(error)
+        print(f"{what}\n{why}\n→ {repair}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print(load_words(workbench.language)("cancelled"), file=sys.stderr)
+        return 130
+    finally:
+        workbench.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.cli", description="Bancada on the command line.")
+    parser.add_argument("--lang", choices=sorted(LANGUAGES), help="language of the output")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _command(commands, "list", _list, "labs, steps and their parameters")
+    run = _command(commands, "run", _run, "run a step: run choose.estimate --context_tokens 8192")
+    run.add_argument("step", metavar="LAB.STEP")
+    run.add_argument("--prediction", type=float, help="your guess, in the unit the step asks for")
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+    run.add_argument("parameters", nargs=argparse.REMAINDER, help="--name value …")
+    _command(commands, "models", _models, "the models that are here")
+    fetch = _command(commands, "fetch", _fetch, "bring a model here")
+    fetch.add_argument("model", nargs="?")
+    importing = _command(commands, "import", _import, "take in a GGUF file")
+    importing.add_argument("file", type=Path)
+    _command(commands, "doctor", _doctor, "check everything, with repairs")
+    books = _command(commands, "notebooks", _notebooks, "build the notebooks from the labs")
+    books.add_argument("--check", action="store_true", help="compare only; fails on a difference")
+    return parser
+
+
+def _command(commands: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+    made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    made.set_defaults(command=function)
+    return made
+
+
+def _list(workbench: Workbench, options: argparse.Namespace) -> int:
+    for lab in labs():
+        print(f"{lab.id}: {lab.lesson(workbench.language).title}")
+        for step in lab.steps.values():
+            print(f"  {step.key}")
+            for one in step.parameters:
+                print(f"      --{one.name} {one.default!r}    {one.allowed()[:90]}")
+    return 0
+
+
+def _run(workbench: Workbench, options: argparse.Namespace) -> int:
+    step = _find(options.step)
+    # What stands after the step's name is the step's, except the options of ``run`` itself.
+    extra = _parser_of(step).parse_args(options.parameters)
+    given = {
+        one.name: one.parse(getattr(extra, one.name)) for one in step.parameters if getattr(extra, one.name) is not None
+    }
+    prediction = extra.prediction if extra.prediction is not None else options.prediction
+    run = run_here(step, workbench, given, prediction)
+    if options.json or extra.json:
+        print(json.dumps({"step": step.key, "parameters": run.parameters, **json.loads(run.result.to_json())}))
+        return 0
+    words = workbench.words_for(step.lab)
+    print(to_text(run, words))
+    print("\n" + words("cli.run_kept", card=run.card_id[:12], took=words.value("took_s", run.duration_s)))
+    return 0
+
+
+def _find(key: str) -> Step:
+    steps = {step.key: step for lab in labs() for step in lab.steps.values()}
+    if key not in steps:
+        raise UnknownStep(step=key, known=", ".join(steps))
+    return steps[key]
+
+
+def _parser_of(step: Step) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m lib.cli run {step.key}", allow_abbrev=False)
+    for one in step.parameters:
+        names = dict.fromkeys([f"--{one.name}", f"--{one.name.replace('_', '-')}"])
+        parser.add_argument(*names, dest=one.name, help=one.allowed().replace("%", "%%"))
+    parser.add_argument("--prediction", type=float)
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _models(workbench: Workbench, options: argparse.Namespace) -> int:
+    words = load_words(workbench.language)
+    for model in workbench.models.local():
+        print(f"{model.id:<32} {words.size(model.size_bytes):>10}  {model.path}")
+    return 0
+
+
+def _fetch(workbench: Workbench, options: argparse.Namespace) -> int:
+    model = options.model or workbench.settings.default_model
+    drain(workbench.models.fetch(model), load_words(workbench.language))
+    print(load_words(workbench.language)("cli.fetched", model=model, path=workbench.models.path(model)))
+    return 0
+
+
+def _import(workbench: Workbench, options: argparse.Namespace) -> int:
+    if not options.file.is_file():
+        raise BadParameter(name="FILE", value=options.file, allowed="a GGUF file that exists")
+    drain(workbench.models.import_file(options.file), load_words(workbench.language))
+    print(load_words(workbench.language)("cli.imported", path=options.file.name))
+    return 0
+
+
+def _doctor(workbench: Workbench, options: argparse.Namespace) -> int:
+    from lib.doctor import examine
+
+    words, failed, count = load_words(workbench.language), 0, 0
+    for finding in examine(workbench):
+        count += 1
+        failed += finding.ok is False
+        mark = {True: "[OK]  ", False: "[FAIL]", None: "[–]   "}[finding.ok]
+        print(f"{mark} {words(f'doctor.{finding.check}'):<28} {finding.detail}")
+        if finding.error is not None:
+            print("       " + "\n       ".join(words.error(finding.error)))
+        elif finding.ok is not True:
+            print(f"       → {words(f'doctor.repair_{finding.check}')}")
+    print(words("cli.doctor_failed", count=failed, all=count) if failed else words("cli.doctor_ok"))
+    return 1 if failed else 0
+
+
+def _notebooks(workbench: Workbench, options: argparse.Namespace) -> int:
+    differ = []
+    for lab in labs():
+        for language in LANGUAGES:
+            path = notebook.path_of(lab, language)
+            if not options.check:
+                print(notebook.write(lab, language))
+            elif not path.exists() or path.read_text(encoding="utf-8") != notebook.build(lab, language):
+                differ.append(f"{language}/{path.name}")
+    if differ:
+        print(load_words(workbench.language)("cli.notebooks_differ", names=", ".join(differ)), file=sys.stderr)
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""One doctor for everything: each check says [OK] or [FAIL], and a failure names its repair."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import HfApi
+from packaging.requirements import Requirement
+
+from lib.course.result import Progress
+from lib.engines.chat import stream_chat
+from lib.errors import BancadaError, CannotWrite
+from lib.models.fetch import check_space
+from lib.models.hub import reach
+from lib.store import sqlite_is_safe_for_wal
+
+if TYPE_CHECKING:
+    from lib.workbench import Workbench
+
+REQUIREMENTS = Path(__file__).parent.parent / "requirements-core.txt"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check. ``ok`` None means: worth knowing, not a fault. ``detail`` and ``repair`` are for people."""
+
+    check: str
+    ok: bool | None
+    detail: str
+    error: BancadaError | None = None
+
+
+def examine(workbench: Workbench) -> Iterator[Finding]:
+    """Every check, one after the other; none of them raises."""
+    checks: tuple[tuple[str, Callable[[Workbench], tuple[bool | None, str]]], ...] = (
+        ("python", _python),
+        ("packages", _packages),
+        ("folder", _folder),
+        ("database", _database),
+        ("hub", _hub),
+        ("model", _model),
+        ("engine", _engine),
+    )
+    for name, check in checks:
+        try:
+            ok, detail = check(workbench)
+            yield Finding(name, ok, detail)
+        except BancadaError as error:
+            yield Finding(name, False, "", error)
+
+
+def _python(_: Workbench) -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), f"Python {platform.python_version()}, {platform.platform(terse=True)}"
+
+
+def _packages(_: Workbench) -> tuple[bool, str]:
+    missing, wrong = [], []
+    for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines():
+        text = line.split("#")[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            missing.append(requirement.name)
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} ({requirement.specifier})")
+    return not missing and not wrong, "; ".join([*missing, *wrong]) or "–"
+
+
+def _folder(workbench: Workbench) -> tuple[bool, str]:
+    home = workbench.settings.home
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = home / ".doctor"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise CannotWrite(path=home, why=error.strerror or str(error)) from error
+    check_space(home, 500 << 20)
+    return True, str(home)
+
+
+def _database(workbench: Workbench) -> tuple[bool, str]:
+    journal = "WAL" if sqlite_is_safe_for_wal() else "rollback journal"
+    return True, f"{workbench.store.url} ({journal})"
+
+
+def _hub(workbench: Workbench) -> tuple[bool | None, str]:
+    if workbench.settings.offline:
+        return None, "BANCADA_OFFLINE"
+    try:
+        reach(HfApi().endpoint)
+    except BancadaError as error:
+        return None, str(error.parameters["why"])
+    return True, HfApi().endpoint
+
+
+def _model(workbench: Workbench) -> tuple[bool, str]:
+    model = workbench.settings.default_model
+    _drain(workbench.models.fetch(model))
+    _drain(workbench.models.verify(model))
+    return True, str(workbench.models.path(model))
+
+
+def _engine(workbench: Workbench) -> tuple[bool, str]:
+    model = workbench.settings.default_model
+    engine = workbench.fresh_engine(workbench.settings.context_tokens)
+    try:
+        _drain(engine.ensure(model))
+        *_, reply = stream_chat(engine.client(model), model, [{"role": "user", "content": "Hello"}], max_tokens=16)
+    finally:
+        engine.release()
+    speed = f"{reply.decode_tokens_per_s or 0:.0f} tokens/s"
+    return True, f"{engine.info.name}, TTFT {reply.ttft_s or 0:.2f} s, {speed}"
+
+
+def _drain(events: Iterator[Progress]) -> None:
+    for _ in events:
+        pass

@@ -1,0 +1,127 @@
+"""Chat over any engine: one stream of text with its timings, one kind of error.
+
+The boundary where the OpenAI client's errors, streams included, become ours.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+from openai import OpenAI
+
+from lib.errors import BancadaError, EngineDied, EngineRefused, EngineSilent, PromptTooLong
+
+FIRST_TOKEN_S = 120.0
+BETWEEN_TOKENS_S = 30.0
+
+Message = Mapping[str, str]
+
+
+@dataclass
+class Reply:
+    """A reply as far as it has come. Times in seconds, measured at the client."""
+
+    text: str = ""
+    ttft_s: float | None = None
+    duration_s: float = 0.0
+    prompt_tokens: int | None = None
+    completion_tokens: int = 0
+    finish: str | None = None
+    engine_tokens_per_s: float | None = None
+    _chunks: int = field(default=0, repr=False)
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens after the first, a second (1 / TPOT)."""
+        if self.ttft_s is None or self.completion_tokens < 2 or self.duration_s <= self.ttft_s:
+            return None
+        return (self.completion_tokens - 1) / (self.duration_s - self.ttft_s)
+
+
+def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **options: Any) -> Iterator[Reply]:
+    """Yield the same growing ``Reply`` at each piece of text; closing it stops the engine's work.
+
+    Raises PromptTooLong, EngineRefused, EngineDied, EngineSilent. The reply
+    keeps what had arrived before an error.
+    """
+    reply = Reply()
+    started = time.perf_counter()
+    timeout = httpx.Timeout(BETWEEN_TOKENS_S, connect=5.0, read=FIRST_TOKEN_S)
+    with translated():
+        stream = client.with_options(timeout=timeout, max_retries=0).chat.completions.create(
+            model=model,
+            messages=list(messages),  # type: ignore[arg-type]
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
+        )
+        with stream:
+            for chunk in stream:
+                reply.duration_s = time.perf_counter() - started
+                if _take(chunk, reply):
+                    yield reply
+    reply.duration_s = time.perf_counter() - started if reply.finish is None else reply.duration_s
+    if reply.finish is None:
+        raise EngineDied(how="the stream ended without a last word")
+    yield reply
+
+
+def _take(chunk: Any, reply: Reply) -> bool:
+    """Put a chunk into the reply; True when it brought text."""
+    if chunk.usage is not None:
+        reply.prompt_tokens = chunk.usage.prompt_tokens
+        reply.completion_tokens = chunk.usage.completion_tokens
+    timings = getattr(chunk, "timings", None)
+    if isinstance(timings, Mapping):
+        reply.engine_tokens_per_s = timings.get("predicted_per_second")
+    if not chunk.choices:
+        return False
+    choice = chunk.choices[0]
+    reply.finish = choice.finish_reason or reply.finish
+    if not choice.delta.content:
+        return False
+    if reply.ttft_s is None:
+        reply.ttft_s = reply.duration_s
+    reply.text += choice.delta.content
+    reply._chunks += 1
+    # Until the usage arrives with the last chunk, a chunk is about a token.
+    reply.completion_tokens = reply._chunks
+    return True
+
+
+@contextmanager
+def translated(patience_s: float = FIRST_TOKEN_S) -> Iterator[None]:
+    """Turn the OpenAI client's and httpx's errors into ours; ``patience_s`` is what a silent engine was given."""
+    try:
+        yield
+    except openai.APITimeoutError as error:
+        raise EngineSilent(seconds=patience_s) from error
+    except openai.APIConnectionError as error:
+        raise EngineDied(how=str(error.__cause__ or error)) from error
+    except openai.APIStatusError as error:
+        raise _refusal(error) from error
+    except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+        raise EngineSilent(seconds=patience_s) from error
+    except httpx.TransportError as error:
+        raise EngineDied(how=str(error)) from error
+    except openai.APIError as error:
+        # An error event inside a stream that began well.
+        raise EngineRefused(why=str(error)) from error
+
+
+def _refusal(error: openai.APIStatusError) -> BancadaError:
+    body = error.body if isinstance(error.body, Mapping) else {}
+    if body.get("type") == "exceed_context_size_error":
+        return PromptTooLong(prompt_tokens=body.get("n_prompt_tokens"), context_tokens=body.get("n_ctx"))
+    message = str(body.get("message") or error)
+    numbers = re.findall(r"\d+", message)
+    if "context" in message and "exceed" in message and len(numbers) >= 2:
+        return PromptTooLong(prompt_tokens=int(numbers[0]), context_tokens=int(numbers[1]))
+    return EngineRefused(why=message)

@@ -1,0 +1,58 @@
+"""What can be set from outside, read once by an entry point and passed down.
+
+Every setting is an environment variable with the prefix ``BANCADA_`` or a line
+of a ``.env`` file beside ``app.py``. Nothing else in the project reads the
+environment.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Language = Literal["en", "pt"]
+
+
+class Settings(BaseSettings):
+    """The settings of one process."""
+
+    model_config = SettingsConfigDict(env_prefix="BANCADA_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=lambda: user_data_path("bancada", appauthor=False))
+    """The one directory for models, database and logs."""
+    language: Language | None = None
+    """The language of the first screen; by default the browser's."""
+    learner: str = Field(default="me", min_length=1, max_length=64, pattern=r"^[\w.@ -]+$")
+    """The name under which progress is kept."""
+    database_url: str | None = None
+    """SQLAlchemy URL; by default SQLite under ``home``."""
+    default_model: str = "smollm2-135m-instruct"
+    """The catalog id of the model the first screen talks to."""
+    hub_token: SecretStr | None = None
+    """A Hugging Face token, for gated models."""
+    offline: bool = False
+    """Never try the network."""
+    slots: int = Field(default=4, ge=1, le=64)
+    """How many learners the shared engine answers at the same time."""
+    context_tokens: int = Field(default=2048, ge=256, le=131_072)
+    """Context of each slot of the shared engine."""
+
+    @cached_property
+    def models_dir(self) -> Path:
+        """Where model files live."""
+        return self.home / "models"
+
+    @cached_property
+    def logs_dir(self) -> Path:
+        """Where engine logs live."""
+        return self.home / "logs"
+
+    @cached_property
+    def store_url(self) -> str:
+        """The database, as an SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.home / 'bancada.db'}"

@@ -1,0 +1,52 @@
+"""The tables, as SQLAlchemy sees them. Their history is in ``migrations/``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Float, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """What every table derives from."""
+
+
+def now() -> datetime:
+    """This moment in UTC."""
+    return datetime.now(UTC)
+
+
+class RunCard(Base):
+    """One run of a step: what ran, on what, and what was measured."""
+
+    __tablename__ = "run_cards"
+    __table_args__ = (Index("ix_run_cards_learner_lab_step", "learner", "lab", "step", "finished_at"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    learner: Mapped[str] = mapped_column(String(64))
+    lab: Mapped[str] = mapped_column(String(40))
+    step: Mapped[str] = mapped_column(String(40))
+    parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
+    prediction: Mapped[float | None] = mapped_column(Float)
+    result: Mapped[str] = mapped_column(Text)
+    versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    machine: Mapped[dict[str, Any]] = mapped_column(JSON)
+    model_sha256: Mapped[str | None] = mapped_column(String(64))
+    duration_s: Mapped[float] = mapped_column(Float)
+    finished_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class Answer(Base):
+    """A learner's newest answer to a quiz question or an exercise."""
+
+    __tablename__ = "answers"
+
+    learner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    lab: Mapped[str] = mapped_column(String(40), primary_key=True)
+    question: Mapped[str] = mapped_column(String(40), primary_key=True)
+    given: Mapped[str] = mapped_column(Text)
+    correct: Mapped[bool]
+    attempts: Mapped[int] = mapped_column(Integer, default=1)
+    answered_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)

@@ -1,0 +1,142 @@
+"""The first screen: what is this, what is my machine, where do I start, and a model to talk to."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from lib.engines.chat import Reply, stream_chat
+from lib.errors import BancadaError
+from lib.text import Words
+from lib.ui.model import is_ready, show_arrival
+from lib.ui.shell import errors_shown, show_error, words, workbench
+
+MAX_TOKENS = 300
+MAX_CHARACTERS = 4000
+REMEMBERED_TURNS = 6
+# A person sees no more than this, and every redraw costs the model's cores.
+REDRAW_S = 0.06
+
+
+def show() -> None:
+    """Draw the page."""
+    said = words()
+    st.title(said("home.title"))
+    st.markdown(said("home.lead"))
+    left, right = st.columns([2, 3], gap="large")
+    with left, errors_shown():
+        _start(said)
+        _machine(said)
+    with right, errors_shown():
+        _chat(said)
+
+
+def _start(said: Words) -> None:
+    with st.container(border=True):
+        st.subheader(said("home.start"), anchor=False)
+        st.markdown(said("home.start_text"))
+        st.page_link("pages/choose.py", label=said("home.start_link"), icon=":material/arrow_forward:")
+
+
+def _machine(said: Words) -> None:
+    st.subheader(said("home.machine"), anchor=False)
+    with st.spinner(said("home.looking")):
+        seen = workbench().machine
+    st.markdown(f"**{seen.cpu}**")
+    gpus = ", ".join(gpu.name for gpu in seen.gpus) or said("home.no_gpu")
+    with st.container(horizontal=True):
+        st.metric(said.label("cores"), said.number(seen.cores), border=True, width="content")
+        st.metric(said.label("memory_bytes"), said.size(seen.memory_bytes), border=True, width="content")
+        st.metric(said.label("disk_free_bytes"), said.size(seen.disk_free_bytes), border=True, width="content")
+        st.metric(said.label("tier"), said.choice(seen.tier, "tier"), border=True, width="content")
+    st.caption(f"{said.label('instruction_sets')}: {', '.join(seen.instruction_sets) or '–'}  \nGPU: {gpus}")
+    st.caption(said(f"home.tier_{seen.tier}"))
+
+
+def _chat(said: Words) -> None:
+    model = workbench().settings.default_model
+    st.subheader(said("home.chat", model=model), anchor=False)
+    if not is_ready():
+        show_arrival(said)
+        return
+    history: list[tuple[str, Reply, BancadaError | None]] = st.session_state.setdefault("history", [])
+    talk = st.container(height=430, border=True, autoscroll=True)
+    with talk:
+        if not history:
+            st.markdown(said("home.chat_hint"))
+        for question, reply, error in history:
+            _turn(question, reply, error, said)
+    if not history:
+        suggestion = st.pills(
+            said("home.suggestions"), [said(f"home.suggestion_{n}") for n in (1, 2, 3)], key="suggestion"
+        )
+    else:
+        suggestion = None
+    typed = st.chat_input(said("home.ask"), max_chars=MAX_CHARACTERS, submit_mode="stop", key="ask")
+    question = typed or suggestion
+    if question:
+        _answer(question, history, talk, said)
+        st.rerun()
+    if history and st.button(said("home.clear"), icon=":material/delete_sweep:"):
+        st.session_state["cleared"] = history
+        st.session_state["history"] = []
+        st.rerun()
+    if not history and st.session_state.get("cleared") and st.button(said("undo"), icon=":material/undo:"):
+        st.session_state["history"] = st.session_state.pop("cleared")
+        st.rerun()
+
+
+def _turn(question: str, reply: Reply, error: BancadaError | None, said: Words) -> None:
+    with st.chat_message("user"):
+        st.text(question)
+    with st.chat_message("assistant", avatar=":material/precision_manufacturing:"):
+        # Plain text: a model's output is data, not markup.
+        st.text(reply.text)
+        _numbers(reply, None, said)
+        if error is not None:
+            show_error(error, said)
+
+
+def _answer(question: str, history: list[tuple[str, Reply, BancadaError | None]], talk: object, said: Words) -> None:
+    model, engine = workbench().settings.default_model, workbench().engine("embedded")
+    messages = [
+        {"role": role, "content": content}
+        for asked, reply, error in history[-REMEMBERED_TURNS:]
+        if error is None
+        for role, content in (("user", asked), ("assistant", reply.text))
+    ]
+    messages.append({"role": "user", "content": question})
+    history.append((question, Reply(), None))
+    with talk:  # type: ignore[attr-defined]
+        with st.chat_message("user"):
+            st.text(question)
+        with st.chat_message("assistant", avatar=":material/precision_manufacturing:"):
+            text, numbers = st.empty(), st.empty()
+            text.caption(said("home.thinking"))
+            try:
+                drawn = 0.0
+                for reply in stream_chat(engine.client(model), model, messages, max_tokens=MAX_TOKENS, temperature=0.7):
+                    # Kept at once: a stop or a closed tab ends the script between two pieces.
+                    history[-1] = (question, reply, None)
+                    if reply.duration_s - drawn < REDRAW_S and reply.finish is None:
+                        continue
+                    drawn = reply.duration_s
+                    text.text(reply.text)
+                    with numbers:
+                        _numbers(reply, engine.status().memory_bytes, said)
+            except BancadaError as error:
+                history[-1] = (question, history[-1][1], error)
+
+
+def _numbers(reply: Reply, memory_bytes: int | None, said: Words) -> None:
+    parts = []
+    if reply.ttft_s is not None:
+        parts.append(f"TTFT {said.value('ttft_s', reply.ttft_s)}")
+    if reply.decode_tokens_per_s is not None:
+        parts.append(said.value("decode_tokens_per_s", reply.decode_tokens_per_s))
+    if reply.completion_tokens:
+        parts.append(said.value("completion_tokens", reply.completion_tokens))
+    if memory_bytes is not None:
+        parts.append(f"{said('home.engine_memory')} {said.size(memory_bytes)}")
+    if reply.finish == "length":
+        parts.append(said("home.cut"))
+    st.caption(" · ".join(parts) or "…")

@@ -1,0 +1,41 @@
+"""A declared parameter as a Streamlit widget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from lib.course.parameters import Choice, Parameter, Range, Text
+from lib.text import Words
+
+
+def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
+    """Draw the widget of a parameter, starting at ``start``; gives back the value."""
+    label = said.label(parameter.name)
+    rule = parameter.rule
+    if isinstance(rule, Choice):
+        return _choose(parameter, rule, label, key, start, said)
+    if isinstance(rule, Range):
+        kind = parameter.kind
+        return st.number_input(
+            label, kind(rule.low), kind(rule.high), kind(start), kind(rule.step or 1), key=key, width=240
+        )
+    if isinstance(rule, Text):
+        return st.text_input(label, start, max_chars=rule.max_length, key=key)
+    return st.checkbox(label, start, key=key)
+
+
+def _choose(parameter: Parameter, rule: Choice, label: str, key: str, start: Any, said: Words) -> Any:
+    options = list(rule.values())
+
+    def name(value: Any) -> str:
+        return said.number(value) if isinstance(value, int) else said.choice(value, parameter.name)
+
+    if parameter.many:
+        chosen = st.pills(label, options, selection_mode="multi", default=list(start), format_func=name, key=key)
+        return tuple(chosen)
+    at = options.index(start) if start in options else 0
+    if len(options) > 4 and all(isinstance(value, int) for value in options):
+        return st.select_slider(label, options, options[at], format_func=name, key=key)
+    return st.selectbox(label, options, at, format_func=name, key=key)

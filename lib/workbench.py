@@ -1,0 +1,96 @@
+"""The workbench of one process: settings, store, models and engines, opened by an entry point.
+
+Pages, notebooks and the command line each open one and hand it to the steps.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lib.course.lab import Lab
+from lib.engines.base import Engine
+from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from lib.errors import UnknownEngine
+from lib.models.hardware import Machine, probe
+from lib.models.store import ModelStore
+from lib.settings import Settings
+from lib.store import Store
+from lib.text import Words, load_words
+
+ENGINES = ("embedded",)
+
+
+class Workbench:
+    """Everything a step may use. Opening it touches nothing; each part opens when first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def open(**overrides: Any) -> Workbench:
+        """A workbench with the settings of the environment and, over them, ``overrides``."""
+        return Workbench(Settings(**overrides))
+
+    @property
+    def learner(self) -> str:
+        """Under whose name runs and answers are kept."""
+        return self.settings.learner
+
+    @property
+    def language(self) -> str:
+        """The language of notebooks and terminal; pages let the learner choose."""
+        return self.settings.language or "en"
+
+    @cached_property
+    def store(self) -> Store:
+        """The database; raises PlaceError kinds when it cannot be opened."""
+        return Store(self.settings.store_url)
+
+    @cached_property
+    def models(self) -> ModelStore:
+        """The model files."""
+        return ModelStore(self.settings.models_dir, self.hub_token, offline=self.settings.offline)
+
+    @property
+    def hub_token(self) -> str | None:
+        """The learner's Hugging Face token, if there is one."""
+        token = self.settings.hub_token
+        return token.get_secret_value() if token else None
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The machine, looked at once."""
+        return probe(self.settings.home)
+
+    @property
+    def logs(self) -> Path:
+        """Where engines write their logs."""
+        return self.settings.logs_dir
+
+    def engine(self, name: str) -> Engine:
+        """The shared engine of that name; raises UnknownEngine."""
+        if name not in ENGINES:
+            raise UnknownEngine(engine=name, known=", ".join(ENGINES))
+        with self._lock:
+            if name not in self._engines:
+                options = EmbeddedOptions(self.settings.context_tokens, self.settings.slots)
+                self._engines[name] = EmbeddedEngine(self.models, self.logs, options)
+            return self._engines[name]
+
+    def fresh_engine(self, context_tokens: int, slots: int = 1) -> EmbeddedEngine:
+        """An embedded engine of one's own, to measure in; the caller releases it."""
+        return EmbeddedEngine(self.models, self.logs, EmbeddedOptions(context_tokens, slots))
+
+    def words_for(self, lab: Lab | None = None) -> Words:
+        """The words of this workbench's language."""
+        return lab.words(self.language) if lab else load_words(self.language)
+
+    def close(self) -> None:
+        """Stop every engine."""
+        for engine in self._engines.values():
+            engine.release()

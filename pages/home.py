@@ -1,0 +1,5 @@
+"""The first screen."""
+
+from lib.ui.home import show
+
+show()

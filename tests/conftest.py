@@ -1,0 +1,54 @@
+"""What tests of several kinds share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lib.models.store import ModelStore
+from lib.workbench import Workbench
+
+ROOT = Path(__file__).parent.parent
+IN_CI = os.environ.get("CI") == "true"
+DEFAULT = "smollm2-135m-instruct"
+
+
+def missing(what: str) -> None:
+    """Skip on a learner's machine; in CI a missing part is a failure."""
+    if IN_CI:
+        pytest.fail(f"CI must have {what}")
+    pytest.skip(f"this machine lacks {what}")
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder of models for the whole test run, shared by every worker."""
+    given = os.environ.get("BANCADA_TEST_MODELS")
+    if given:
+        return Path(given)
+    base = tmp_path_factory.getbasetemp()
+    return (base if worker_id == "master" else base.parent) / "models"
+
+
+@pytest.fixture(scope="session")
+def default_model(models_dir: Path) -> Path:
+    """The default model's file, fetched by the real store from its real sources."""
+    models = ModelStore(models_dir)
+    for _ in models.fetch(DEFAULT):
+        pass
+    return models.path(DEFAULT)
+
+
+@pytest.fixture
+def workbench(tmp_path: Path, default_model: Path) -> Iterator[Workbench]:
+    """A workbench of its own with the default model already here."""
+    home = tmp_path / "home"
+    (home / "models").mkdir(parents=True)
+    (home / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
+    made = Workbench.open(home=home, language="en", _env_file=None)
+    yield made
+    made.close()
+    made.store.close()
