@@ -6,6 +6,8 @@ the black left out because one or the other background swallows them.
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
@@ -24,7 +26,7 @@ def figure(*traces: go.Figure, x: str = "", y: str = "", height: int = 380) -> g
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
-        font={"size": 14},
+        font={"size": 14, "family": "Source Sans, Source Sans Pro, sans-serif"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "title": None},
         hoverlabel={"font": {"size": 14}},
         xaxis={"title": {"text": x}, "automargin": True, "zeroline": False},
@@ -34,12 +36,22 @@ def figure(*traces: go.Figure, x: str = "", y: str = "", height: int = 380) -> g
 
 
 def limit_line(made: go.Figure, value: float, text: str, horizontal: bool = True) -> None:
-    """A dashed line for a limit, with its name beside it."""
-    line = {"line": {"dash": "dash", "width": 2, "color": VERMILION}, "annotation_text": text}
-    if horizontal:
-        made.add_hline(value, **line, annotation_position="top left")
-    else:
-        made.add_vline(value, **line, annotation_position="top left")
+    """A dashed line across the figure for a limit or a prediction, with its name beside it."""
+    axis = made.layout.yaxis if horizontal else made.layout.xaxis
+    # Plotly takes a shape's place on a logarithmic axis as a value, but an annotation's as its logarithm.
+    place = math.log10(value) if axis.type == "log" and value > 0 else value
+    across, along = ("x", "y") if horizontal else ("y", "x")
+    ends = {f"{across}0": 0, f"{across}1": 1, f"{across}ref": f"{across} domain"}
+    line = {f"{along}0": value, f"{along}1": value, f"{along}ref": along}
+    made.add_shape(type="line", **ends, **line, line={"dash": "dash", "width": 2, "color": PREDICTION})
+    made.add_annotation(
+        text=text,
+        showarrow=False,
+        font={"color": PREDICTION},
+        **{along: place, f"{along}ref": along, across: 0 if horizontal else 1, f"{across}ref": f"{across} domain"},
+        xanchor="left",
+        yanchor="bottom",
+    )
 
 
 def dressed(made: go.Figure, dark: bool) -> go.Figure:

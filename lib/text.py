@@ -43,7 +43,7 @@ class Words:
             found = _dig(table, key)
             if isinstance(found, str):
                 filled = {name: self._plain(value) for name, value in parameters.items()}
-                return Template(found).substitute(filled)
+                return str(Template(found).substitute(filled))
         raise MissingWord(f"{key} ({self.language})")
 
     def has(self, key: str) -> bool:
@@ -70,7 +70,7 @@ class Words:
     def number(self, value: float, digits: int = 0) -> str:
         """A number with the language's own separators."""
         pattern = "#,##0." + "0" * digits if digits else "#,##0"
-        return format_decimal(value, format=pattern, locale=self.locale)
+        return str(format_decimal(value, format=pattern, locale=self.locale))
 
     def value(self, name: str, value: object) -> str:
         """A value as people read it, in the unit that its name ends with."""
@@ -81,7 +81,7 @@ class Words:
         if isinstance(value, int | float):
             return self._measure(name, float(value))
         if isinstance(value, datetime):
-            return format_datetime(value, "medium", locale=self.locale)
+            return str(format_datetime(value, "medium", locale=self.locale))
         if isinstance(value, list | tuple):
             return ", ".join(self.choice(str(part), name) for part in value) or self("none")
         return self.choice(str(value), name)

@@ -12,7 +12,7 @@ from lib.text import Words
 MIB, GIB = 2**20, 2**30
 
 
-def bandwidth(result: Result, words: Words) -> go.Figure:
+def bandwidth(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """Read bandwidth over the size of what is read, with the spread of the rounds."""
     table = _table(result)
     speed = table["median_bytes_per_s"] / 1e9
@@ -34,7 +34,7 @@ def bandwidth(result: Result, words: Words) -> go.Figure:
     return made
 
 
-def landscape(result: Result, words: Words) -> go.Figure:
+def landscape(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """Parameters against estimated memory, this machine's free memory drawn in."""
     table = _table(result).dropna(subset=["estimate_bytes"])
     made = figure(x=words("charts.parameters"), y=words("charts.memory_gib"), height=460)
@@ -55,7 +55,7 @@ def landscape(result: Result, words: Words) -> go.Figure:
     return made
 
 
-def memory_terms(result: Result, words: Words) -> go.Figure:
+def memory_terms(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """The terms of the estimate, stacked."""
     made = figure(x=words("charts.memory_mib"), height=260)
     for index, row in enumerate(_table(result).itertuples()):
@@ -68,10 +68,12 @@ def memory_terms(result: Result, words: Words) -> go.Figure:
             hovertemplate="%{x:.1f} MiB<extra>%{fullData.name}</extra>",
         )
     made.update_layout(barmode="stack", legend={"traceorder": "normal"})
+    if prediction is not None:
+        limit_line(made, prediction / MIB, words("your_prediction"), horizontal=False)
     return made
 
 
-def predicted_and_measured(result: Result, words: Words) -> go.Figure:
+def predicted_and_measured(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """The estimate beside the measured peak at each context, with the error in per cent."""
     table = _table(result)
     contexts = [words.number(value) for value in table["context_tokens"]]
@@ -87,10 +89,12 @@ def predicted_and_measured(result: Result, words: Words) -> go.Figure:
     made.add_bar(x=contexts, y=table["peak_bytes"] / MIB, name=words.label("peak_bytes"), marker={"color": BLUE})
     made.update_layout(barmode="group")
     made.update_xaxes(type="category")
+    if prediction is not None:
+        limit_line(made, prediction / MIB, words("your_prediction"))
     return made
 
 
-def shortlist(result: Result, words: Words) -> go.Figure:
+def shortlist(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """Forecast speed against estimated memory: what fits and is fast enough lies to the lower right."""
     table = _table(result)
     made = figure(x=words("charts.forecast"), y=words("charts.memory_gib"), height=460)
@@ -113,14 +117,14 @@ def shortlist(result: Result, words: Words) -> go.Figure:
     return made
 
 
-def hub_sizes(result: Result, words: Words) -> go.Figure:
+def hub_sizes(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """The span of file sizes that each repository offers."""
     table = _table(result).dropna(subset=["smallest_bytes", "largest_bytes"])
     made = figure(x=words("charts.file_gib"), height=120 + 34 * max(len(table), 1))
     made.add_bar(
         base=table["smallest_bytes"] / GIB,
         x=(table["largest_bytes"] - table["smallest_bytes"]).clip(lower=MIB) / GIB,
-        y=table["model"],
+        y=table["id"],
         orientation="h",
         marker={"color": BLUE},
         hovertemplate="%{y}: %{base:.2f} – %{x:.2f} GiB<extra></extra>",
@@ -129,7 +133,7 @@ def hub_sizes(result: Result, words: Words) -> go.Figure:
     return made
 
 
-def claims(result: Result, words: Words) -> go.Figure:
+def claims(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
     """Right and wrong answers, narrow tasks beside reasoning tasks."""
     table = _table(result)
     made = figure(x=words("charts.tasks"), height=260)

@@ -67,9 +67,11 @@ def _ask(client: OpenAI, model: str, messages: Sequence[Mapping[str, str]], choi
         "additionalProperties": False,
     }
     with translated(PATIENCE_S):
-        reply = client.with_options(timeout=PATIENCE_S).chat.completions.create(
+        # The client types every keyword; messages and schema come from a file here.
+        talk: Any = client.with_options(timeout=PATIENCE_S).chat.completions
+        reply = talk.create(
             model=model,
-            messages=list(messages),  # type: ignore[arg-type]
+            messages=list(messages),
             temperature=0,
             max_tokens=40,
             response_format={

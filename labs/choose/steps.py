@@ -12,7 +12,7 @@ from lib.bench.filling import measure_filled
 from lib.bench.speed import measure_speed
 from lib.course.lab import Lab
 from lib.course.parameters import Choice, Range, Text
-from lib.course.result import Progress, Result, note, part_of
+from lib.course.result import Facts, Progress, Result, note, part_of
 from lib.errors import Offline
 from lib.models import fit
 from lib.models.bandwidth import SIZES, bandwidth_at, measure_bandwidth
@@ -31,7 +31,7 @@ def machine(workbench: Workbench) -> Iterator[Progress | Result]:
     """Look at the machine, and measure how fast it reads memory."""
     seen = workbench.machine
     points = yield from part_of(measure_bandwidth())
-    facts = {
+    facts: Facts = {
         "cpu": seen.cpu,
         "instruction_sets": seen.instruction_sets,
         "cores": seen.cores,
@@ -128,7 +128,7 @@ def shortlist(
         fit.matching(models, "any", license, language), roofline, task, quantization, context_tokens, budget,
         wanted_tokens_per_s,
     )  # fmt: skip
-    facts = {
+    facts: Facts = {
         "default_tokens_per_s": speed.tokens_per_s,
         "bound_tokens_per_s": bandwidth / read,
         "efficiency_percent": 100 * roofline.efficiency,
@@ -148,12 +148,12 @@ def hub(
     """Search the Hugging Face Hub for GGUF files; without network, the catalog says what it knows."""
     try:
         found = yield from part_of(search_hub(query, limit, workbench.hub_token, offline=workbench.settings.offline))
-        table = pd.DataFrame([vars(one) for one in found], columns=fit.HUB_COLUMNS)
-        facts, notes = {"source": "hub", "models": len(table)}, [] if found else [note("nothing_matches")]
+        source, table = "hub", pd.DataFrame([vars(one) for one in found], columns=fit.HUB_COLUMNS)
+        notes = () if found else (note("nothing_matches"),)
     except Offline as error:
-        table = fit.catalog_as_hub(query)
-        facts, notes = {"source": "catalog", "models": len(table)}, [note("hub_offline", **error.parameters)]
-    yield Result(facts, table, notes=tuple(notes))
+        source, table = "catalog", fit.catalog_as_hub(query)
+        notes = (note("hub_offline", **error.parameters),)
+    yield Result({"source": source, "models": len(table)}, table, notes)
 
 
 @LAB.step(chart=charts.claims, long=True)
@@ -171,7 +171,7 @@ def slm_or_llm(
     local = claims.price_per_million(machine_price_per_month, speed.tokens_per_s)
     table = pd.DataFrame([vars(one) for one in answers])
     shares = 100 * table.groupby("kind")["right"].mean()
-    facts = {
+    facts: Facts = {
         "narrow_percent": float(shares["narrow"]),
         "reasoning_percent": float(shares["reasoning"]),
         "default_tokens_per_s": speed.tokens_per_s,

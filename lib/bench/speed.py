@@ -29,7 +29,8 @@ class Speed:
 
 def measure_speed(client: OpenAI, model: str, rounds: int = ROUNDS, tokens: int = TOKENS) -> Iterator[Progress | Speed]:
     """One warm-up and ``rounds`` greedy replies of at most ``tokens`` tokens; last comes the Speed."""
-    speeds, firsts = [], []
+    speeds: list[float] = []
+    firsts: list[float] = []
     for done in range(rounds + 1):
         yield Progress(done, rounds + 1, "decode", f"{speeds[-1]:.0f} tokens/s" if speeds else "")
         messages = [{"role": "user", "content": PROMPT}]

@@ -74,18 +74,18 @@ def show_in_notebook(run: Run) -> None:
     said = run.words
     prediction = predicted(run, said)
     if prediction:
-        display(HTML(f"<p><b>{html.escape(prediction)}</b></p>"))  # type: ignore[no-untyped-call]
+        display(HTML(f"<p><b>{html.escape(prediction)}</b></p>"))
     made = run.figure()
     if made is not None:
-        display(dressed(made, dark=False))  # type: ignore[no-untyped-call]
+        display(dressed(made, dark=False))
     rows = "".join(
         f"<tr><th style='text-align:left'>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>"
         for label, value in fact_rows(run.result, said)
     )
     notes = "".join(f"<p>{html.escape(sentence(one, said))}</p>" for one in run.result.notes)
-    display(HTML(f"<table>{rows}</table>{notes}"))  # type: ignore[no-untyped-call]
+    display(HTML(f"<table>{rows}</table>{notes}"))
     if run.result.table is not None and len(run.result.table):
-        display(HTML(readable(run.result.table, said).to_html(index=False)))  # type: ignore[no-untyped-call]
+        display(HTML(readable(run.result.table, said).to_html(index=False)))
 
 
 def _plain(value: object) -> object:

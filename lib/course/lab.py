@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from lib.workbench import Workbench
 
 StepFunction = Callable[..., "Result | Iterator[Progress | Result]"]
-Chart = Callable[[Result, Words], go.Figure]
+# Draws a result, and the learner's prediction in the predicted fact's own unit.
+Chart = Callable[[Result, Words, float | None], go.Figure]
 _SCALES = {"_bytes": ("MiB", 2**20), "_tokens_per_s": ("tokens/s", 1), "_s": ("s", 1), "_percent": ("%", 1)}
 
 

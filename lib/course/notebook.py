@@ -43,7 +43,7 @@ def build(lab: Lab, language: str) -> str:
         "language_info": {"name": "python"},
     }
     nbformat.validate(book)
-    return nbformat.writes(book) + "\n"
+    return str(nbformat.writes(book)) + "\n"
 
 
 def path_of(lab: Lab, language: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
@@ -13,6 +12,7 @@ import pandas as pd
 
 Outcome = TypeVar("Outcome")
 Value = int | float | str | bool | tuple[str, ...] | None
+Facts = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,18 @@ class Result:
     needs beside the table; it is kept with the run and never shown as such.
     """
 
-    facts: Mapping[str, Value] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     table: pd.DataFrame | None = None
     notes: tuple[Note, ...] = ()
-    more: Mapping[str, Value] = field(default_factory=dict)
+    more: Facts = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The whole result as JSON, for the store."""
-        table = None if self.table is None else json.loads(self.table.to_json(orient="split", index=False))
+        table = (
+            None
+            if self.table is None
+            else json.loads(self.table.to_json(orient="split", index=False, double_precision=15))
+        )
         notes = [{"key": one.key, "parameters": dict(one.parameters)} for one in self.notes]
         return json.dumps(
             {"facts": dict(self.facts), "table": table, "notes": notes, "more": dict(self.more)}, ensure_ascii=False
@@ -73,7 +77,7 @@ class Result:
         raw = json.loads(text)
         table = None
         if raw["table"] is not None:
-            table = pd.read_json(io.StringIO(json.dumps(raw["table"])), orient="split", convert_dates=False)
+            table = pd.DataFrame(raw["table"]["data"], columns=raw["table"]["columns"])
         notes = tuple(Note(one["key"], one["parameters"]) for one in raw["notes"])
         return Result(_tuples(raw["facts"]), table, notes, _tuples(raw["more"]))
 

@@ -39,7 +39,7 @@ class Run:
 
     def figure(self, words: Words | None = None) -> go.Figure | None:
         """The step's chart of this result, or None."""
-        return self.step.chart(self.result, words or self.words) if self.step.chart else None
+        return self.step.chart(self.result, words or self.words, self.prediction) if self.step.chart else None
 
     def _ipython_display_(self) -> None:
         from lib.course.draw import show_in_notebook

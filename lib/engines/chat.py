@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 from openai import OpenAI
 
@@ -53,11 +53,12 @@ def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **optio
     """
     reply = Reply()
     started = time.perf_counter()
-    timeout = httpx.Timeout(BETWEEN_TOKENS_S, connect=5.0, read=FIRST_TOKEN_S)
+    timeout = httpx2.Timeout(BETWEEN_TOKENS_S, connect=5.0, read=FIRST_TOKEN_S)
     with translated():
-        stream = client.with_options(timeout=timeout, max_retries=0).chat.completions.create(
+        talk: Any = client.with_options(timeout=timeout, max_retries=0).chat.completions
+        stream = talk.create(
             model=model,
-            messages=list(messages),  # type: ignore[arg-type]
+            messages=list(messages),
             stream=True,
             stream_options={"include_usage": True},
             **options,
@@ -98,7 +99,7 @@ def _take(chunk: Any, reply: Reply) -> bool:
 
 @contextmanager
 def translated(patience_s: float = FIRST_TOKEN_S) -> Iterator[None]:
-    """Turn the OpenAI client's and httpx's errors into ours; ``patience_s`` is what a silent engine was given."""
+    """Turn the OpenAI client's and httpx2's errors into ours; ``patience_s`` is what a silent engine was given."""
     try:
         yield
     except openai.APITimeoutError as error:
@@ -107,9 +108,9 @@ def translated(patience_s: float = FIRST_TOKEN_S) -> Iterator[None]:
         raise EngineDied(how=str(error.__cause__ or error)) from error
     except openai.APIStatusError as error:
         raise _refusal(error) from error
-    except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
         raise EngineSilent(seconds=patience_s) from error
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise EngineDied(how=str(error)) from error
     except openai.APIError as error:
         # An error event inside a stream that began well.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 from openai import OpenAI
 
@@ -72,7 +72,7 @@ class EmbeddedEngine:
         self._status = Status("stopped")
         self._crashes: list[float] = []
         # Loopback must never go through a proxy of the environment.
-        self._http = httpx.Client(trust_env=False, timeout=30.0, limits=httpx.Limits(max_connections=None))
+        self._http = httpx2.Client(trust_env=False, timeout=30.0, limits=httpx2.Limits(max_connections=None))
         atexit.register(self.release)
 
     @property
@@ -134,7 +134,7 @@ class EmbeddedEngine:
             raise EngineDied(how=self._status.incident or self._status.state)
         return OpenAI(base_url=f"{child.address}/v1", api_key=child.key, http_client=self._http, max_retries=0)
 
-    def metrics_client(self) -> httpx.Client:
+    def metrics_client(self) -> httpx2.Client:
         """The HTTP client, for the routes that only llama.cpp has (``/metrics``, ``/slots``, ``/props``)."""
         return self._http
 
@@ -164,9 +164,8 @@ class EmbeddedEngine:
         except OSError as error:
             raise CannotWrite(path=self._logs, why=error.strerror or str(error)) from error
         threads = choose_threads(psutil.cpu_count(logical=False) or 1)
-        group: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
-        )
+        # 0x200 is Windows' CREATE_NEW_PROCESS_GROUP, a name that other systems do not have.
+        group: dict[str, Any] = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
         with stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "lib.engines.embedded_server"],

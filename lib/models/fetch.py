@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from lib.course.result import Progress
 from lib.errors import BancadaError, CannotWrite, ChecksumMismatch, DiskFull
@@ -39,10 +39,10 @@ def download(
 ) -> Iterator[Progress]:
     """Bring ``url`` into ``part``, going on where an earlier try stopped.
 
-    Raises httpx.HTTPError (the caller names the source), DiskFull, CannotWrite.
+    Raises httpx2.HTTPError (the caller names the source), DiskFull, CannotWrite.
     """
     if urlsplit(url).scheme == "file":
-        source = Path(httpx.URL(url).path)
+        source = Path(httpx2.URL(url).path)
         with source.open("rb") as stream:
             yield from _copy(iter(lambda: stream.read(CHUNK), b""), part, 0, source.stat().st_size, "download")
         return
@@ -50,9 +50,9 @@ def download(
     if size_bytes is not None and have == size_bytes:
         return
     request_headers = dict(headers or {}) | ({"Range": f"bytes={have}-"} if have else {})
-    timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
+    timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
     with (
-        httpx.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [_refuse_downgrade]}) as client,
+        httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [_refuse_downgrade]}) as client,
         client.stream("GET", url, headers=request_headers) as response,
     ):
         if response.status_code == 416:
@@ -60,7 +60,7 @@ def download(
                 return
             # The part is longer than the file: it is not a part of this file.
             part.unlink()
-            raise httpx.TransportError("the server has no such range; the part was removed, try again")
+            raise httpx2.TransportError("the server has no such range; the part was removed, try again")
         response.raise_for_status()
         if response.status_code != 206:
             have = 0
@@ -68,7 +68,7 @@ def download(
         yield from _copy(response.iter_bytes(CHUNK), part, have, total, "download")
         done = part.stat().st_size
         if total and done < total:
-            raise httpx.ReadError(f"the connection closed after {done} of {total} bytes")
+            raise httpx2.ReadError(f"the connection closed after {done} of {total} bytes")
 
 
 def verify(path: Path, sha256: str) -> Iterator[Progress]:
@@ -113,10 +113,10 @@ def place_error(error: OSError, path: Path) -> BancadaError:
     return CannotWrite(path=path, why=error.strerror or str(error))
 
 
-def _refuse_downgrade(response: httpx.Response) -> None:
+def _refuse_downgrade(response: httpx2.Response) -> None:
     target = response.next_request.url if response.next_request else None
     if target is not None and response.url.scheme == "https" and target.scheme != "https":
-        raise httpx.TransportError(f"a redirect from https to {target.scheme} was refused")
+        raise httpx2.TransportError(f"a redirect from https to {target.scheme} was refused")
 
 
 def _mib(size_bytes: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -67,9 +67,7 @@ def nominal(model: Model, quantization: str, context_tokens: int, slots: int = 1
     )
 
 
-def matching(
-    models: Iterator[Model] | Sequence[Model], task: str = "any", license: str = "any", language: str = "any"
-) -> list[Model]:
+def matching(models: Iterable[Model], task: str = "any", license: str = "any", language: str = "any") -> list[Model]:
     """The models of a task, a licence and a language; ``any`` leaves that filter out."""
     return [
         model

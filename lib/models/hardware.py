@@ -166,7 +166,9 @@ def _cpu(unseen: list[Unseen]) -> tuple[str, frozenset[str]]:
         unseen.append(Unseen("instruction_sets", "not_reported"))
     # cpuinfo writes avx512_vnni as the kernel does, or without the underscore from CPUID.
     named = {"avx512vnni": "avx512_vnni"}
-    return str(info.get("brand_raw") or platform.machine()), frozenset(named.get(flag, flag) for flag in flags)
+    return str(info.get("brand_raw") or platform.machine()), frozenset(
+        named.get(str(flag), str(flag)) for flag in flags
+    )
 
 
 def _gpus(unseen: list[Unseen]) -> tuple[Gpu, ...]:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.utils import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError
 
 from lib.course.result import Progress
 from lib.errors import Offline
@@ -34,9 +34,9 @@ class HubModel:
 def reach(endpoint: str) -> None:
     """Raise Offline unless the Hub answers within three seconds."""
     try:
-        httpx.head(endpoint, timeout=REACH_S, follow_redirects=True)
-    except httpx.HTTPError as error:
-        raise Offline(host=httpx.URL(endpoint).host, why=str(error) or type(error).__name__) from error
+        httpx2.head(endpoint, timeout=REACH_S, follow_redirects=True)
+    except httpx2.HTTPError as error:
+        raise Offline(host=httpx2.URL(endpoint).host, why=str(error) or type(error).__name__) from error
 
 
 def search_hub(
@@ -46,7 +46,7 @@ def search_hub(
     api = HfApi(endpoint=endpoint, token=token or False)
     yield Progress(0, limit + 1, "ask_hub")
     if offline:
-        raise Offline(host=httpx.URL(api.endpoint).host, why="BANCADA_OFFLINE")
+        raise Offline(host=httpx2.URL(api.endpoint).host, why="BANCADA_OFFLINE")
     reach(api.endpoint)
     try:
         found = list(api.list_models(search=query, filter="gguf", sort="downloads", limit=limit))
@@ -56,7 +56,7 @@ def search_hub(
                 models.append(_model(info))
                 yield Progress(1 + len(models), 1 + len(found), "ask_hub", info.id)
     except (HfHubHTTPError, OSError) as error:
-        raise Offline(host=httpx.URL(api.endpoint).host, why=str(error).splitlines()[0]) from error
+        raise Offline(host=httpx2.URL(api.endpoint).host, why=str(error).splitlines()[0]) from error
     yield models
 
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.utils import HfHubHTTPError, build_hf_headers
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils._headers import build_hf_headers
 
 from lib.course.result import Progress
 from lib.errors import (
@@ -141,7 +142,7 @@ class ModelStore:
             try:
                 yield from fetch()
                 yield from self._verified(part, file.sha256)
-            except (httpx.HTTPError, HfHubHTTPError, ChecksumMismatch, _SourceFailed) as error:
+            except (httpx2.HTTPError, HfHubHTTPError, ChecksumMismatch, _SourceFailed) as error:
                 tried.append(f"{name}: {_reason(error)}")
                 continue
             part.replace(target)

@@ -27,7 +27,7 @@ from lib.store.tables import Answer, RunCard, now
 try:
     import pysqlite3 as sqlite
 except ImportError:
-    import sqlite3 as sqlite  # type: ignore[no-redef]
+    import sqlite3 as sqlite
 
 __all__ = ["Answer", "RunCard", "Store", "sqlite_is_safe_for_wal"]
 

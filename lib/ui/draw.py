@@ -29,11 +29,11 @@ def draw_run(run: Run, said: Words) -> None:
     with st.container(horizontal=True):
         for label, value in short:
             st.metric(label, value, border=True, width="content")
-    for label, value in rows:
-        if (label, value) not in short:
-            st.markdown(f"{label}: **{value}**")
-    for one in run.result.notes:
-        st.info(sentence(one, said), icon=":material/info:")
+    others = [row for row in rows if row not in short]
+    if others:
+        st.table(dict(others), border="horizontal")
+    if run.result.notes:
+        st.info("\n\n".join(sentence(one, said) for one in run.result.notes), icon=":material/info:")
     if run.result.table is not None and len(run.result.table):
         with st.expander(said("the_table"), icon=":material/table:", expanded=made is None):
             draw_table(run.result.table, said)

@@ -8,7 +8,7 @@ from lib.engines.chat import Reply, stream_chat
 from lib.errors import BancadaError
 from lib.text import Words
 from lib.ui.model import is_ready, show_arrival
-from lib.ui.shell import errors_shown, show_error, words, workbench
+from lib.ui.shell import enter_by_the_front_door, errors_shown, header, show_error, words, workbench
 
 MAX_TOKENS = 300
 MAX_CHARACTERS = 4000
@@ -19,13 +19,15 @@ REDRAW_S = 0.06
 
 def show() -> None:
     """Draw the page."""
+    enter_by_the_front_door()
     said = words()
-    st.title(said("home.title"))
+    header(said("home.title"))
     st.markdown(said("home.lead"))
-    left, right = st.columns([2, 3], gap="large")
-    with left, errors_shown():
-        _start(said)
+    with errors_shown():
         _machine(said)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        _start(said)
     with right, errors_shown():
         _chat(said)
 
@@ -38,18 +40,19 @@ def _start(said: Words) -> None:
 
 
 def _machine(said: Words) -> None:
-    st.subheader(said("home.machine"), anchor=False)
     with st.spinner(said("home.looking")):
         seen = workbench().machine
-    st.markdown(f"**{seen.cpu}**")
-    gpus = ", ".join(gpu.name for gpu in seen.gpus) or said("home.no_gpu")
-    with st.container(horizontal=True):
-        st.metric(said.label("cores"), said.number(seen.cores), border=True, width="content")
-        st.metric(said.label("memory_bytes"), said.size(seen.memory_bytes), border=True, width="content")
-        st.metric(said.label("disk_free_bytes"), said.size(seen.disk_free_bytes), border=True, width="content")
-        st.metric(said.label("tier"), said.choice(seen.tier, "tier"), border=True, width="content")
-    st.caption(f"{said.label('instruction_sets')}: {', '.join(seen.instruction_sets) or '–'}  \nGPU: {gpus}")
-    st.caption(said(f"home.tier_{seen.tier}"))
+    gpus = ", ".join(gpu.name for gpu in seen.gpus) or said("none")
+    with st.container(border=True):
+        st.markdown(f"**{said('home.machine')}** · {seen.cpu}")
+        with st.container(horizontal=True, gap="large"):
+            st.metric(said.label("cores"), said.number(seen.cores), width="content")
+            st.metric(said.label("memory_bytes"), said.size(seen.memory_bytes), width="content")
+            st.metric(said.label("disk_free_bytes"), said.size(seen.disk_free_bytes), width="content")
+            st.metric("GPU", gpus, width="content")
+            st.metric(said.label("tier"), said.choice(seen.tier, "tier"), width="content")
+        sets = ", ".join(seen.instruction_sets) or said("none")
+        st.caption(f"{said.label('instruction_sets')}: {sets}. {said(f'home.tier_{seen.tier}')}")
 
 
 def _chat(said: Words) -> None:
@@ -59,7 +62,7 @@ def _chat(said: Words) -> None:
         show_arrival(said)
         return
     history: list[tuple[str, Reply, BancadaError | None]] = st.session_state.setdefault("history", [])
-    talk = st.container(height=430, border=True, autoscroll=True)
+    talk = st.container(height=330, border=True, autoscroll=True)
     with talk:
         if not history:
             st.markdown(said("home.chat_hint"))
@@ -67,14 +70,14 @@ def _chat(said: Words) -> None:
             _turn(question, reply, error, said)
     if not history:
         suggestion = st.pills(
-            said("home.suggestions"), [said(f"home.suggestion_{n}") for n in (1, 2, 3)], key="suggestion"
+            said("home.suggestions"), [said(f"home.suggestion_{n}") for n in (1, 2, 3)], key="suggestion", wrap=True
         )
     else:
         suggestion = None
     typed = st.chat_input(said("home.ask"), max_chars=MAX_CHARACTERS, submit_mode="stop", key="ask")
-    question = typed or suggestion
-    if question:
-        _answer(question, history, talk, said)
+    asked = typed or suggestion
+    if asked:
+        _answer(asked, history, talk, said)
         st.rerun()
     if history and st.button(said("home.clear"), icon=":material/delete_sweep:"):
         st.session_state["cleared"] = history

@@ -11,49 +11,62 @@ from lib.text import Words
 from lib.ui.draw import draw_run, show_source
 from lib.ui.model import show_progress
 from lib.ui.quiz import show_exercise, show_quiz, show_summary
-from lib.ui.shell import errors_shown, language, runs, show_error, workbench
+from lib.ui.shell import enter_by_the_front_door, errors_shown, header, language, runs, show_error, workbench
 from lib.ui.widgets import ask
 
 
 def show(lab: Lab) -> None:
     """Draw the lab's page."""
+    enter_by_the_front_door()
     said, lesson = lab.words(language()), lab.lesson(language())
-    st.title(lesson.title)
+    header(lesson.title)
     st.caption(said("lab.where", number=lab.number, part=lab.part, minutes=lab.minutes))
     places = [*lab.steps, "exercise", "quiz", "summary"]
     with errors_shown():
-        done = workbench().store.steps_done(workbench().learner, lab.id)
-        place = _choose_place(places, done, said)
-        if place == places[0]:
-            st.markdown(lesson.introduction)
-        if place in lesson.sections:
-            st.header(lesson.sections[place].title, anchor=False)
-            st.markdown(lesson.sections[place].body)
-        with errors_shown():
+        place = _choose_place(lab, places, said)
+        # The lesson stays beside the bench; on a narrow screen it comes first.
+        reading, bench = st.columns([2, 3], gap="large")
+        with reading:
+            if place == places[0]:
+                st.markdown(lesson.introduction)
+            if place in lesson.sections:
+                st.header(lesson.sections[place].title, anchor=False)
+                st.markdown(lesson.sections[place].body)
+            elif place == "quiz":
+                st.header(said("places.quiz"), anchor=False)
+                st.markdown(said("quiz_lead"))
+            else:
+                st.header(said("places.summary"), anchor=False)
+                st.markdown(said("summary_lead"))
+        with bench, errors_shown():
             _draw_place(lab, place, said)
         _neighbours(places, place, said)
 
 
-def _choose_place(places: list[str], done: set[str], said: Words) -> str:
-    def name(place: str) -> str:
-        tick = ":material/check: " if place in done else ""
-        return f"{tick}{places.index(place) + 1} · {said(f'places.{place}')}"
+def _choose_place(lab: Lab, places: list[str], said: Words) -> str:
+    store, learner = workbench().store, workbench().learner
+    answers = store.answers(learner, lab.id)
+    done = store.steps_done(learner, lab.id) | {name for name, answer in answers.items() if answer.correct}
+    if all(question.id in done for question in lab.quiz(language())):
+        done.add("quiz")
 
-    wanted = st.session_state.pop("go_to", None)
-    if wanted:
-        st.session_state["step"] = wanted
-    chosen = st.segmented_control(
-        said("lab.steps"),
-        places,
-        format_func=name,
-        default=places[0],
-        required=True,
-        key="step",
-        bind="query-params",
-        label_visibility="collapsed",
-        wrap=True,
-    )
-    return chosen or places[0]
+    asked = st.query_params.get("step")
+    current = asked if asked in places else places[0]
+    with st.container(horizontal=True, gap="small"):
+        for number, place in enumerate(places, 1):
+            st.button(
+                f"{number} · {said(f'places.{place}')}",
+                key=f"place.{place}",
+                icon=":material/check:" if place in done else None,
+                type="primary" if place == current else "tertiary",
+                on_click=_go,
+                args=(place,),
+            )
+    return current
+
+
+def _go(place: str) -> None:
+    st.query_params["step"] = place
 
 
 def _draw_place(lab: Lab, place: str, said: Words) -> None:
@@ -70,12 +83,10 @@ def _draw_place(lab: Lab, place: str, said: Words) -> None:
 def _draw_step(step: Step, said: Words) -> None:
     last = latest_run(step, workbench(), workbench().learner)
     with st.container(border=True):
-        values = {
-            parameter.name: ask(
-                parameter, f"{step.key}.{parameter.name}", _start(parameter.name, parameter.default, last, step), said
-            )
-            for parameter in step.parameters
-        }
+        values = {}
+        with st.container(horizontal=True):
+            for one in step.parameters:
+                values[one.name] = ask(one, f"{step.key}.{one.name}", _start(one.name, one.default, last, step), said)
         prediction = _ask_prediction(step, said)
         current = runs().find(workbench().learner, step)
         busy = current is not None and current.running
@@ -85,7 +96,6 @@ def _draw_step(step: Step, said: Words) -> None:
             type="primary",
             icon=":material/play_arrow:",
             disabled=busy,
-            shortcut="Ctrl+Enter",
         ):
             runs().start(workbench().learner, step, workbench(), values, prediction)
             current, busy = runs().find(workbench().learner, step), True
@@ -154,11 +164,15 @@ def _neighbours(places: list[str], place: str, said: Words) -> None:
     at = places.index(place)
     st.divider()
     with st.container(horizontal=True, horizontal_alignment="distribute"):
-        if at > 0 and st.button(said("previous", place=said(f"places.{places[at - 1]}")), icon=":material/arrow_back:"):
-            st.session_state["go_to"] = places[at - 1]
-            st.rerun()
-        if at + 1 < len(places) and st.button(
-            said("next", place=said(f"places.{places[at + 1]}")), icon=":material/arrow_forward:", icon_position="right"
-        ):
-            st.session_state["go_to"] = places[at + 1]
-            st.rerun()
+        if at > 0:
+            before = places[at - 1]
+            st.button(said(f"places.{before}"), icon=":material/arrow_back:", on_click=_go, args=(before,))
+        if at + 1 < len(places):
+            after = places[at + 1]
+            st.button(
+                said(f"places.{after}"),
+                icon=":material/arrow_forward:",
+                icon_position="right",
+                on_click=_go,
+                args=(after,),
+            )

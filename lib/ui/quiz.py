@@ -38,7 +38,6 @@ def show_exercise(lab: Lab, said: Words) -> None:
 def show_quiz(lab: Lab, said: Words) -> None:
     """Every question, its explanation once answered, and the score."""
     questions = lab.quiz(language())
-    st.header(said("places.quiz"), anchor=False)
     answers = workbench().store.answers(workbench().learner, lab.id)
     right = sum(answers[one.id].correct for one in questions if one.id in answers)
     st.progress(right / len(questions), said("quiz_score", right=right, total=len(questions)))
@@ -71,7 +70,6 @@ def _question(lab: Lab, number: int, question: Question, earlier: Answer | None,
 
 def show_summary(lab: Lab, said: Words) -> None:
     """What the learner measured in this lab: the newest run of every step."""
-    st.header(said("places.summary"), anchor=False)
     cards = workbench().store.cards(workbench().learner, lab.id)
     newest = {card.step: card for card in reversed(cards)}
     if not newest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from string import Template
 
 import streamlit as st
 
@@ -36,12 +37,12 @@ def tasks() -> dict[str, Background[None]]:
 
 
 def language() -> str:
-    """The learner's choice, else the setting, else the browser's language."""
-    chosen = st.session_state.get("lang")
-    if chosen in LANGUAGES:
-        return str(chosen)
-    preferred = workbench().settings.language or (st.context.locale or "en")[:2].lower()
-    return preferred if preferred in LANGUAGES else "en"
+    """The address's ``?lang=``, else the learner's choice, else the setting, else the browser's language."""
+    asked = st.query_params.get("lang")
+    if asked in LANGUAGES:
+        st.session_state["lang"] = asked
+    chosen = st.session_state.get("lang") or workbench().settings.language or (st.context.locale or "en")[:2].lower()
+    return chosen if chosen in LANGUAGES else "en"
 
 
 def words() -> Words:
@@ -69,24 +70,63 @@ def errors_shown() -> Iterator[None]:
         show_error(error)
 
 
+def header(title: str) -> None:
+    """The page's title with the choice of language beside it."""
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.title(title, anchor=False, width="content")
+        st.segmented_control(
+            words()("language"),
+            list(LANGUAGES),
+            format_func=LANGUAGES.__getitem__,
+            default=language(),
+            required=True,
+            key="language",
+            on_change=_change_language,
+            label_visibility="collapsed",
+        )
+
+
 def open_house() -> None:
     """Set the page up, draw the navigation, run the page."""
+    global _is_open
+    _is_open = True
     st.set_page_config(page_title="Bancada", page_icon=":material/precision_manufacturing:", layout="wide")
-    first = language()
-    said = load_words(first)
-    pages = [
+    st.html(_STYLE.substitute(on_primary="#0B1118" if is_dark() else "#FFFFFF"))
+    st.navigation(_pages(), position="top").run()
+
+
+def enter_by_the_front_door() -> None:
+    """Let ``app.py`` run first; every page calls this.
+
+    Until a server has run ``app.py`` once, Streamlit answers a direct link to a page by running
+    that page's file alone, without the house around it.
+    """
+    global _is_open
+    if not _is_open:
+        _is_open = True
+        st.navigation(_pages(), position="hidden")
+        st.rerun()
+
+
+_is_open = False
+
+
+def _pages() -> list[st.Page]:
+    said = words()
+    return [
         st.Page(path, title=said(f"pages.{name}"), icon=icon, default=name == "home", url_path=name)
         for name, path, icon in PAGES
     ]
-    page = st.navigation(pages)
-    with st.sidebar:
-        st.segmented_control(
-            said("language"),
-            list(LANGUAGES),
-            format_func=LANGUAGES.__getitem__,
-            default=first,
-            required=True,
-            key="lang",
-            bind="query-params",
-        )
-    page.run()
+
+
+def _change_language() -> None:
+    st.session_state["lang"] = st.query_params["lang"] = st.session_state["language"]
+
+
+# Streamlit writes white on the primary colour whatever that is, and leaves the height of a
+# screen's tenth above the title. A formula in a narrow column wraps instead of hiding its end.
+_STYLE = Template("""<style>
+[data-testid="stBaseButton-primary"] { color: $on_primary; }
+[data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
+[data-testid="stMarkdownContainer"] pre code { white-space: pre-wrap; font-size: 0.82rem; }
+</style>""")

@@ -9,6 +9,9 @@ import streamlit as st
 from lib.course.parameters import Choice, Parameter, Range, Text
 from lib.text import Words
 
+# Pixels: two stand beside each other on the bench, one on a phone.
+WIDTH = 250
+
 
 def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
     """Draw the widget of a parameter, starting at ``start``; gives back the value."""
@@ -19,10 +22,10 @@ def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
     if isinstance(rule, Range):
         kind = parameter.kind
         return st.number_input(
-            label, kind(rule.low), kind(rule.high), kind(start), kind(rule.step or 1), key=key, width=240
+            label, kind(rule.low), kind(rule.high), kind(start), kind(rule.step or 1), key=key, width=WIDTH
         )
     if isinstance(rule, Text):
-        return st.text_input(label, start, max_chars=rule.max_length, key=key)
+        return st.text_input(label, start, max_chars=rule.max_length, key=key, width=WIDTH)
     return st.checkbox(label, start, key=key)
 
 
@@ -38,4 +41,4 @@ def _choose(parameter: Parameter, rule: Choice, label: str, key: str, start: Any
     at = options.index(start) if start in options else 0
     if len(options) > 4 and all(isinstance(value, int) for value in options):
         return st.select_slider(label, options, options[at], format_func=name, key=key)
-    return st.selectbox(label, options, at, format_func=name, key=key)
+    return st.selectbox(label, options, at, format_func=name, key=key, width=WIDTH)

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ class Engine:
 
     def decode(self) -> float:
         """Tokens/s of one generation, without its prompt."""
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{self.url}/completion",
             json={"prompt": "The workbench", "n_predict": TOKENS, "ignore_eos": True, "temperature": 0},
             timeout=120,

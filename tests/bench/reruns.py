@@ -1,6 +1,6 @@
 """Measure page reruns over a real websocket: stock Streamlit against this workbench's settings.
 
-    python tests/bench/reruns.py [--rounds 5] [--page plain|figure]
+    python tests/bench/reruns.py [--rounds 5] [--page plain|figure|house]
 
 Both servers run the same small page, started by `streamlit run app.py` on loopback: one with an
 empty configuration, one with `.streamlit/config.toml` and `lib.ui.fast`. Rounds alternate between
@@ -58,7 +58,9 @@ st.dataframe(pd.DataFrame({"step": steps, "MiB": size}))
 st.plotly_chart(go.Figure(go.Scatter(x=steps, y=size)))
 """
 )
-PAGES = {"plain": PLAIN, "figure": FIGURE}
+# The same page in a process that has imported what the real pages import.
+HOUSE = "import lib.ui.shell, lib.ui.lab\n" + PLAIN
+PAGES = {"plain": PLAIN, "figure": FIGURE, "house": HOUSE}
 FAST = "from lib.ui.fast import speed_up_reruns\nspeed_up_reruns()\n"
 
 

@@ -1,0 +1,133 @@
+"""Every notebook runs, in both languages, and gives what page and terminal give."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from lib.cli import labs
+from lib.course import notebook
+from lib.course.lab import Lab
+from lib.course.result import Result
+from lib.store import Store
+from tests.conftest import DEFAULT, ROOT
+
+# Measured anew at every run, so they may differ between two runs on one machine.
+MEASURED = {"choose.machine", "choose.shortlist"}
+
+
+@pytest.fixture
+def home(tmp_path: Path, default_model: Path) -> Path:
+    folder = tmp_path / "home"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
+    return folder
+
+
+@pytest.mark.parametrize("language", ["en", "pt"])
+@pytest.mark.parametrize("lab", labs(), ids=lambda lab: lab.id)
+def test_a_notebook_runs_from_its_own_folder(
+    lab: Lab, language: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BANCADA_HOME", str(home))
+    path = notebook.path_of(lab, language)
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.output_type == "error"]
+    figures = [output for output in outputs if "application/vnd.plotly.v1+json" in output.get("data", {})]
+    assert len(figures) == sum(step.chart is not None for step in lab.steps.values())
+    store = Store(f"sqlite:///{home / 'bancada.db'}")
+    assert store.steps_done("me", lab.id) == set(lab.steps)
+    store.close()
+
+
+def test_page_notebook_and_terminal_give_the_same_results(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same parameters, three roads, one result: facts and table, but for what is measured in seconds."""
+    environment = os.environ | {"BANCADA_HOME": str(home)}
+    monkeypatch.setenv("BANCADA_HOME", str(home))
+    for key, parameters in {
+        "choose.estimate": {"quantization": "Q4_1", "context_tokens": 4096},
+        "choose.catalog": {"task": "chat", "context_tokens": 8192},
+        "choose.hub": {"query": "smollm2"},
+    }.items():
+        terminal = _terminal(key, parameters, environment)
+        from_notebook = _notebook(key, parameters)
+        page = _page(key, parameters)
+        for other in (from_notebook, page):
+            assert _lasting(other) == _lasting(terminal), key
+
+
+def test_the_same_question_gets_the_same_answer_everywhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 7 puts twenty tasks to the model at temperature 0."""
+    environment = os.environ | {"BANCADA_HOME": str(home)}
+    monkeypatch.setenv("BANCADA_HOME", str(home))
+    terminal = _terminal("choose.slm_or_llm", {}, environment)
+    for other in (_notebook("choose.slm_or_llm", {}), _page("choose.slm_or_llm", {})):
+        assert terminal.table is not None and other.table is not None
+        assert other.table.to_dict() == terminal.table.to_dict()
+        assert other.facts["narrow_percent"] == terminal.facts["narrow_percent"]
+
+
+def _lasting(result: Result) -> object:
+    """What does not change from one moment to the next: free memory does."""
+    facts = {name: value for name, value in result.facts.items() if name != "available_bytes"}
+    table = None if result.table is None else result.table.astype(object).where(result.table.notna(), None).to_dict()
+    return facts, json.loads(json.dumps(table)), result.notes
+
+
+def _terminal(key: str, parameters: dict[str, object], environment: dict[str, str]) -> Result:
+    options = [part for name, value in parameters.items() for part in (f"--{name}", str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.cli", "run", key, *options, "--json"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return Result.from_json(done.stdout)
+
+
+def _notebook(key: str, parameters: dict[str, object]) -> Result:
+    """The notebook's own cells up to the step's source, then a call of what the learner sees."""
+    lab_id, step_id = key.split(".")
+    lab = next(one for one in labs() if one.id == lab_id)
+    book = nbformat.reads(notebook.build(lab, "en"), as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    source = next(cell for cell in code if f"def {step_id}(" in cell.source)
+    arguments = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+    call = nbformat.v4.new_code_cell(f"print('RESULT' + {step_id}(workbench, {arguments}).result.to_json())")
+    book.cells = [*code[:2], source, call]
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(notebook.path_of(lab, "en").parent)}}).execute()
+    text = "".join(output.get("text", "") for output in book.cells[-1].outputs)
+    return Result.from_json(text.split("RESULT", 1)[1])
+
+
+def _page(key: str, parameters: dict[str, object]) -> Result:
+    """What the page does when Run is pressed: a background run, kept in the store, read back from there."""
+    script = f"""
+import sys
+from lib.cli import labs
+from lib.course.run import BackgroundRuns, latest_run
+from lib.workbench import Workbench
+from lib.settings import Settings
+workbench = Workbench(Settings())
+step = next(step for lab in labs() for step in lab.steps.values() if step.key == {key!r})
+run = BackgroundRuns().start(workbench.learner, step, workbench, {parameters!r}, None)
+run.wait(600)
+assert run.error is None, run.error
+print("RESULT" + latest_run(step, workbench, workbench.learner).result.to_json())
+workbench.close()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Result.from_json(done.stdout.split("RESULT", 1)[1])
