@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -34,6 +36,10 @@ def labs() -> list[Lab]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives back the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal or a file of few characters gets a question mark, not a traceback.
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         workbench = Workbench.open(**({"language": options.lang} if options.lang else {}))
@@ -43,11 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         status: int = options.command(workbench, options)
+        sys.stdout.flush()
         return status
     except BancadaError as error:
         what, why, repair = load_words(workbench.language).error(error)
         print(f"{what}\n{why}\n→ {repair}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except BrokenPipeError:
+        # The reader, as ``head``, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(load_words(workbench.language)("cancelled"), file=sys.stderr)
         return 130
@@ -95,7 +106,10 @@ def _list(workbench: Workbench, options: argparse.Namespace) -> int:
 def _run(workbench: Workbench, options: argparse.Namespace) -> int:
     step = _find(options.step)
     # What stands after the step's name is the step's, except the options of ``run`` itself.
-    extra = _parser_of(step).parse_args(options.parameters)
+    extra, unknown = _parser_of(step).parse_known_args(options.parameters)
+    if unknown:
+        known = ", ".join(f"--{one.name}" for one in step.parameters)
+        raise BadParameter(name=step.key, value=" ".join(unknown), allowed=known or "–")
     given = {
         one.name: one.parse(getattr(extra, one.name)) for one in step.parameters if getattr(extra, one.name) is not None
     }

@@ -118,7 +118,7 @@ class Words:
         return f"{self.number(count / 1e6)} {self('units.million')}"
 
     def _plain(self, value: object) -> str:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return str(value)
         return self.number(value, 0 if isinstance(value, int) else 1)
 

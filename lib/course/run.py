@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lib.background import Background
 from lib.course.lab import Step
 from lib.course.result import Progress, Result
+from lib.errors import BadParameter
 from lib.store import RunCard
 from lib.versions import versions
 
@@ -56,6 +58,8 @@ def execute(
     BadParameter before anything runs, and whatever BancadaError the step raises.
     """
     values = step.check(given)
+    if prediction is not None and not math.isfinite(prediction):
+        raise BadParameter(name="prediction", value=prediction, allowed="-10^308 … 10^308")
     started = time.monotonic()
     result: Result | None = None
     with closing(step.events(workbench, values)) as events:  # type: ignore[type-var]

@@ -28,7 +28,7 @@ from openai import OpenAI
 from lib.course.result import Progress
 from lib.engines.base import EngineInfo, Status
 from lib.engines.threads import choose_threads
-from lib.errors import CannotWrite, EngineDidNotStart, EngineDied, ModelNotHere, ModelTooLarge
+from lib.errors import Cancelled, CannotWrite, EngineDidNotStart, EngineDied, ModelNotHere, ModelTooLarge
 from lib.gguf.header import read_header
 from lib.models.hardware import available_memory_bytes
 from lib.models.memory import estimate
@@ -208,11 +208,19 @@ class EmbeddedEngine:
                 except queue.Empty:
                     yield Progress(min(self.status().memory_bytes or 0, need_bytes), need_bytes, "load")
                     continue
+                if child.stopping:
+                    raise Cancelled
                 if answer is None or "error" in answer:
                     raise EngineDidNotStart(model=model, why=_why(child, answer), log=child.log)
                 self._became_ready(child, answer["address"])
+                if child.process.poll() is not None:
+                    # The watcher saw this end before the address, and took it for a failed start.
+                    raise EngineDidNotStart(model=model, why=_how(child.process.returncode), log=child.log)
                 return
             raise EngineDidNotStart(model=model, why=f"no answer within {START_S:.0f} s", log=child.log)
+        except EngineDidNotStart:
+            self._stop(keep_log=True)
+            raise
         except BaseException:
             self._stop()
             raise
@@ -243,8 +251,10 @@ class EmbeddedEngine:
                     pass
             except (EngineDidNotStart, CannotWrite) as error:
                 self._status = replace(self._status, state="failed", incident=str(error))
+            except Cancelled:
+                pass  # released while it was coming back
 
-    def _stop(self) -> None:
+    def _stop(self, keep_log: bool = False) -> None:
         child, self._child, self._model = self._child, None, None
         if child is None:
             return
@@ -257,7 +267,8 @@ class EmbeddedEngine:
             child.process.kill()
             child.process.wait()
         self._status = replace(self._status, state="stopped", model=None, address=None, pid=None)
-        child.log.unlink(missing_ok=True)
+        if not keep_log:
+            child.log.unlink(missing_ok=True)
 
 
 def _read_answers(child: _Child) -> None:

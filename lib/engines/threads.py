@@ -21,18 +21,18 @@ class Threads:
 def choose_threads(physical_cores: int) -> Threads:
     """One thread a core, each kept on its core, for a machine with this many physical cores.
 
-    Decoding meets at some 500 barriers a token, so the slowest thread sets the pace. Measured on
+    Decoding meets at hundreds of barriers a token, so the slowest thread sets the pace. Measured on
     two cores (`tests/bench/busy_core.py`; share of the default's quiet speed, quiet / beside a
     process that keeps one core busy):
 
-    - two threads, default              1.00 / 0.21: both threads at times share one core, and the
+    - two threads, default              1.00 / 0.23: both threads at times share one core, and the
       one that waits spins away the time that the other needs
-    - two threads, bound                1.05 / 0.41: at most one thread loses half a core
+    - two threads, bound                1.07 / 0.45: at most one thread loses half a core
     - two threads, less or no spinning  0.3 to 0.9 / 0.20 to 0.38
     - one thread                        0.46 to 0.50 / 0.49
 
-    A fallback to one thread while a neighbour is busy would gain 0.08 over binding, for a restart
-    and a lost prompt cache; it is not worth that. A neighbour at the lowest priority costs 0.13 to
+    A fallback to one thread while a neighbour is busy would gain some 0.05 over binding, for a restart
+    and a lost prompt cache; it is not worth that. A neighbour at the lowest priority costs 0.03 to
     0.15 only, so heavy work of this workbench runs that way.
     """
     cores = max(1, physical_cores)

@@ -49,7 +49,8 @@ def download(
     have = part.stat().st_size if part.exists() else 0
     if size_bytes is not None and have == size_bytes:
         return
-    request_headers = dict(headers or {}) | ({"Range": f"bytes={have}-"} if have else {})
+    # Of a compressed answer neither the length nor a part to go on from could be counted in bytes of the file.
+    request_headers = {**(headers or {}), "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
     with (
         httpx2.Client(follow_redirects=True, timeout=timeout, event_hooks={"response": [_refuse_downgrade]}) as client,

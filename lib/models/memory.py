@@ -1,14 +1,63 @@
-"""STAND-IN by the lead, to be replaced whole by the real estimate."""
+"""How much memory llama.cpp will take for a model, before it is loaded.
+
+The figure is the peak resident memory of the embedded engine's process once
+the whole context has been filled, mapped pages of the model file included. It
+is a sum of terms, each of which is what llama.cpp allocates and touches:
+
+process   the Python process, the library, the HTTP server, threads
+weights   the tensors' data: the file is mapped and every page in use is read
+repack    a second copy of the tensors whose type the CPU code rearranges
+kv_cache  2 x layers x KV heads x head size x 2 bytes (f16) x tokens
+compute   activations of one batch, the attention mask, the logits
+vocabulary  the tokenizer's tables
+request   the prompt itself, as JSON and as token lists
+
+Source of the rules: llama.cpp (llama-kv-cache*.cpp, ggml-cpu/repack.cpp), with
+xllamacpp 2026.10.11549 on Linux x86-64. The constants are of its data
+structures, measured with made-up models (a one-layer model for the process,
+vocabularies of 1,000 to 250,000 tokens); none is fitted to a real model.
+GPUs, mixtures of experts and state-space models are not covered.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import ceil
+from types import MappingProxyType
 
-from lib.gguf.header import Header
+from lib.errors import ModelDamaged
+from lib.gguf.header import ArrayField, Header, Tensor, Value, tensor_size_bytes
+
+MIB = 2**20
+PROCESS_BYTES = int(32.8 * MIB)
+TOKEN_BYTES = 216
+MERGE_BYTES = 210
+REQUEST_TOKEN_BYTES = 460
+BATCH_TOKENS = 512
+F16_BYTES = 2
+F32_BYTES = 4
+KV_PADDING = 256
+
+# The types that ggml-cpu rearranges when rows come in groups of eight (repack.cpp).
+REPACKED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "x86": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}),
+        "arm": frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"}),
+    }
+)
+# One layer in so many attends to the whole context; the others to a window (llama.cpp, models/*.cpp).
+WINDOW_PATTERNS: Mapping[str, int] = MappingProxyType(
+    {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2}
+)
 
 
 @dataclass(frozen=True)
 class Term:
+    """One term of an estimate: its id, its bytes, and the sum it comes from."""
+
     id: str
     size_bytes: int
     formula: str
@@ -16,22 +65,35 @@ class Term:
 
 @dataclass(frozen=True)
 class Estimate:
+    """The terms of an estimate."""
+
     terms: tuple[Term, ...]
 
     @property
     def total_bytes(self) -> int:
-        return sum(t.size_bytes for t in self.terms)
+        """The sum of the terms."""
+        return sum(term.size_bytes for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an estimate needs of a decoder. Lengths in numbers, not bytes."""
+
+    layers: int
+    embedding_length: int
+    feed_forward_length: int
+    kv_heads: tuple[int, ...]
+    key_length: int
+    value_length: int
+    vocabulary: int
+    merges: int
+    window_tokens: int = 0
+    window_pattern: int = 0
 
 
 def estimate(header: Header, context_tokens: int, slots: int = 1) -> Estimate:
-    return Estimate(
-        (
-            Term("weights", header.size_bytes, "file"),
-            Term("kv_cache", 23040 * context_tokens * slots, "x"),
-            Term("compute", 50 * 2**20, "x"),
-            Term("process", 40 * 2**20, "x"),
-        )
-    )
+    """The memory for a file, from its own tensors and metadata; raises ModelDamaged without a decoder's shape."""
+    return _estimate(shape_of(header), header.tensors, context_tokens, slots)
 
 
 def estimate_nominal(
@@ -50,16 +112,186 @@ def estimate_nominal(
     sliding_window_tokens: int | None = None,
     sliding_window_pattern: int | None = None,
 ) -> Estimate:
-    n = layers * (
-        2 * embedding_length * heads * head_size
-        + 2 * embedding_length * kv_heads * head_size
-        + 3 * embedding_length * feed_forward_length
-    ) + vocabulary * embedding_length * (1 if tied else 2)
+    """The memory for a published configuration, its tensors taken to be those of a llama of that shape."""
+    shape = Shape(
+        layers,
+        embedding_length,
+        feed_forward_length,
+        (kv_heads,) * layers,
+        head_size,
+        head_size,
+        vocabulary,
+        vocabulary,
+        sliding_window_tokens or 0,
+        sliding_window_pattern or 0,
+    )
+    return _estimate(shape, nominal_tensors(shape, heads, tied, quantization), context_tokens, slots)
+
+
+def shape_of(header: Header) -> Shape:
+    """The decoder's shape in a header's metadata; raises ModelDamaged when a needed number is missing."""
+    known = header.metadata
+    family = str(known.get("general.architecture", ""))
+
+    def number(name: str, default: int | None = None) -> int:
+        value = known.get(f"{family}.{name}", default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ModelDamaged(path=str(header.path), why=f"it has no usable {family or 'architecture'}.{name}")
+        return value
+
+    layers, width, heads = number("block_count"), number("embedding_length"), _heads(known, family, "head_count")
+    if not layers or not width or not max(heads, default=0):
+        raise ModelDamaged(path=str(header.path), why="it describes a model without layers")
+    head_size = width // max(heads)
+    kv_heads = _heads(known, family, "head_count_kv") or heads
+    window = number("attention.sliding_window", 0) if family in WINDOW_PATTERNS else 0
+    return Shape(
+        layers,
+        width,
+        max(_many(known, f"{family}.feed_forward_length"), default=0),
+        kv_heads if len(kv_heads) == layers else (max(kv_heads),) * layers,
+        number("attention.key_length", head_size),
+        number("attention.value_length", head_size),
+        _length(known, "tokenizer.ggml.tokens"),
+        _length(known, "tokenizer.ggml.merges"),
+        window,
+        WINDOW_PATTERNS.get(family, 0) if window else 0,
+    )
+
+
+def nominal_tensors(shape: Shape, heads: int, tied: bool, quantization: str) -> tuple[Tensor, ...]:
+    """The tensors that a llama of a shape has in a quantization."""
+    width, wide = shape.embedding_length, heads * shape.key_length
+    keys = shape.kv_heads[0] * shape.key_length
+    forward = shape.feed_forward_length
+    layer = (
+        *(("attn_q", width, wide), ("attn_k", width, keys), ("attn_v", width, keys), ("attn_output", wide, width)),
+        *(("ffn_gate", width, forward), ("ffn_up", width, forward), ("ffn_down", forward, width)),
+    )
+    tables = ("token_embd",) if tied else ("token_embd", "output")
+    found = [_nominal(f"{name}.weight", width, shape.vocabulary, quantization, index=0) for name in tables]
+    for index in range(shape.layers):
+        for name, columns, rows in layer:
+            # llama.cpp's mixes give half of the layers' value and down projections a finer type.
+            found.append(_nominal(f"blk.{index}.{name}.weight", columns, rows, quantization, index))
+    ends = list(accumulate(tensor.size_bytes for tensor in found))
+    return tuple(replace(tensor, offset=end - tensor.size_bytes) for tensor, end in zip(found, ends, strict=True))
+
+
+def _estimate(shape: Shape, tensors: Sequence[Tensor], context_tokens: int, slots: int) -> Estimate:
+    tokens = _padded(context_tokens)
+    repacked = [tensor for tensor in _multiplied(tensors) if _is_repacked(tensor)]
+    mapped = _mapped_bytes(tensors, repacked)
+    activations = BATCH_TOKENS * F32_BYTES * (5 * shape.embedding_length + 3 * shape.feed_forward_length)
+    masks = BATCH_TOKENS * F16_BYTES * (tokens + (_window(shape, tokens) if shape.window_tokens else 0))
+    logits = shape.vocabulary * F32_BYTES * slots
+    vocabulary = shape.vocabulary * TOKEN_BYTES + shape.merges * MERGE_BYTES
     return Estimate(
         (
-            Term("weights", int(n * 0.6), "x"),
-            Term("kv_cache", 2 * 2 * layers * kv_heads * head_size * context_tokens, "x"),
-            Term("compute", 50 * 2**20, "x"),
-            Term("process", 40 * 2**20, "x"),
+            Term("weights", mapped, f"{len(tensors)} tensors"),
+            Term("kv_cache", *_kv_cache(shape, tokens, slots)),
+            Term(
+                "compute",
+                activations + masks + logits,
+                f"{BATCH_TOKENS} × 4 B × (5 × {shape.embedding_length} + 3 × {shape.feed_forward_length}) "
+                f"+ {BATCH_TOKENS} × 2 B × {tokens} + {shape.vocabulary} × 4 B",
+            ),
+            Term("repack", sum(tensor.size_bytes for tensor in repacked), f"{len(repacked)} tensors"),
+            Term(
+                "vocabulary",
+                vocabulary,
+                f"{shape.vocabulary} × {TOKEN_BYTES} B + {shape.merges} × {MERGE_BYTES} B",
+            ),
+            Term("process", PROCESS_BYTES, f"{PROCESS_BYTES / MIB:.1f} MiB"),
+            Term(
+                "request",
+                REQUEST_TOKEN_BYTES * context_tokens * slots,
+                f"{context_tokens * slots} × {REQUEST_TOKEN_BYTES} B",
+            ),
         )
     )
+
+
+def _kv_cache(shape: Shape, tokens: int, slots: int) -> tuple[int, str]:
+    """Bytes of the KV cache and their sum. Layers with a sliding window keep the window and one batch."""
+    each = F16_BYTES * (shape.key_length + shape.value_length)
+    total, parts = 0, []
+    for kept, heads in _kept_heads(shape, tokens):
+        if heads:
+            total += each * heads * kept * slots
+            parts.append(f"{heads} KV heads in all × ({shape.key_length} + {shape.value_length}) × 2 B × {kept} tokens")
+    return total, " + ".join(parts) + (f", × {slots}" if slots > 1 else "")
+
+
+def _kept_heads(shape: Shape, tokens: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(tokens kept, KV heads of all layers that keep so many): whole context, and window."""
+    if not shape.window_pattern:
+        return (tokens, sum(shape.kv_heads)), (0, 0)
+    whole = sum(
+        heads for layer, heads in enumerate(shape.kv_heads) if layer % shape.window_pattern == shape.window_pattern - 1
+    )
+    return (tokens, whole), (_window(shape, tokens), sum(shape.kv_heads) - whole)
+
+
+def _window(shape: Shape, tokens: int) -> int:
+    return min(tokens, _padded(shape.window_tokens + BATCH_TOKENS))
+
+
+def _padded(tokens: int) -> int:
+    return ceil(tokens / KV_PADDING) * KV_PADDING
+
+
+def _multiplied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The matrices that are multiplied: a token table only where it is the output layer too."""
+    untied = any(tensor.name == "output.weight" for tensor in tensors)
+    return [tensor for tensor in tensors if len(tensor.shape) == 2 and not (untied and "token_embd" in tensor.name)]
+
+
+def _mapped_bytes(tensors: Sequence[Tensor], repacked: Sequence[Tensor]) -> int:
+    """The part of the file that stays mapped: from the first to the last tensor that is used in place.
+
+    llama.cpp unmaps what lies before and after; a repacked tensor in between stays resident beside its copy.
+    """
+    copied = {tensor.name for tensor in repacked if tensor.name != "token_embd.weight"}
+    kept = [tensor for tensor in tensors if tensor.name not in copied]
+    return max(one.offset + one.size_bytes for one in kept) - min(one.offset for one in kept) if kept else 0
+
+
+def _is_repacked(tensor: Tensor) -> bool:
+    family = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
+    return tensor.type in REPACKED[family] and tensor.shape[1] % 8 == 0
+
+
+def _nominal(name: str, columns: int, rows: int, quantization: str, index: int) -> Tensor:
+    kind = _nominal_type(name, columns, quantization, index)
+    return Tensor(name, (columns, rows), kind, 0, tensor_size_bytes((columns, rows), kind))
+
+
+def _nominal_type(name: str, columns: int, quantization: str, index: int) -> str:
+    """The type that llama.cpp's quantizer would choose; where a row is no multiple of 256 it falls back."""
+    main = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}.get(quantization, quantization)
+    if quantization.endswith("_K_M") and index % 2 == 0 and ("attn_v" in name or "ffn_down" in name):
+        main = "Q6_K"
+    if name in ("output.weight", "token_embd.weight") and main not in ("F16", "F32", "Q8_0"):
+        main = "Q6_K"
+    fallback = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+    if main in fallback and columns % 256:
+        main = fallback[main]
+    return main if columns % 32 == 0 else "F16"
+
+
+def _heads(known: Mapping[str, Value], family: str, name: str) -> tuple[int, ...]:
+    return _many(known, f"{family}.attention.{name}")
+
+
+def _many(known: Mapping[str, Value], key: str) -> tuple[int, ...]:
+    """A number, or one for each layer."""
+    value = known.get(key)
+    if isinstance(value, ArrayField):
+        return tuple(int(one) for one in value.values or ())
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else ()
+
+
+def _length(known: Mapping[str, Value], key: str) -> int:
+    value = known.get(key)
+    return value.length if isinstance(value, ArrayField) else 0

@@ -60,7 +60,7 @@ class ModelStore:
     def local(self) -> tuple[LocalModel, ...]:
         """Every model that is here: the catalog's first, then the learner's own files."""
         catalog = [self._catalog_file(model_id) for model_id in load_catalog()]
-        own = sorted((self.folder / "own").glob("*.gguf")) if self.folder.exists() else []
+        own = [path for path in sorted((self.folder / "own").glob("*.gguf")) if path.is_file()]
         mine = [LocalModel(path.stem, path, path.stat().st_size, None) for path in own]
         return tuple(model for model in (*catalog, *mine) if model is not None)
 
@@ -92,7 +92,8 @@ class ModelStore:
         target = self._target(model_id, file)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{target}.lock")
+            # The thread that ends or cancels a download need not be the one that began it.
+            lock = FileLock(f"{target}.lock", thread_local=False)
             while not target.exists():
                 try:
                     with lock.acquire(timeout=0.5):
@@ -116,14 +117,17 @@ class ModelStore:
             None,
         )
         target = self._target(*known) if known else self.folder / "own" / _safe_name(path.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        check_space(target.parent, path.stat().st_size)
-        part = target.with_name(target.name + ".part")
-        with path.open("rb") as source:
-            yield from append(source, part, 0, path.stat().st_size)
-        if known:
-            yield from self._verified(part, known[1].sha256)
-        part.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            check_space(target.parent, path.stat().st_size)
+            part = target.with_name(target.name + ".part")
+            with path.open("rb") as source:
+                yield from append(source, part, 0, path.stat().st_size)
+            if known:
+                yield from self._verified(part, known[1].sha256)
+            part.replace(target)
+        except OSError as error:
+            raise CannotWrite(path=target.parent, why=error.strerror or str(error)) from error
 
     def verify(self, model_id: str) -> Iterator[Progress]:
         """Compare a catalog model's file with its published checksum; raises ChecksumMismatch."""
@@ -232,13 +236,18 @@ def _ask_index(member: PackageMember) -> tuple[str, str, str]:
     if answer.returncode != 0:
         lines = [line for line in answer.stderr.splitlines() if "ERROR" in line] or [answer.stderr.strip()[-200:]]
         raise _SourceFailed(lines[-1])
-    found = json.loads(answer.stdout)["install"][0]["download_info"]
-    url = str(found["url"])
-    return url, str(found["archive_info"]["hashes"]["sha256"]), url.rsplit("/", 1)[-1]
+    try:
+        found = json.loads(answer.stdout)["install"][0]["download_info"]
+        url, sha256 = str(found["url"]), str(found["archive_info"]["hashes"]["sha256"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise _SourceFailed(f"the index gives no address with a SHA-256 for {wanted}") from error
+    return url, sha256, url.rsplit("/", 1)[-1]
 
 
 def _safe_name(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "model.gguf"
+    """Letters, digits, dots and hyphens, short enough for our own endings, ending as ``local`` looks for it."""
+    stem = re.sub(r"[^\w.-]", "_", re.sub(r"(?i)\.gguf$", "", name)).lstrip(".-")
+    return (stem.encode()[:200].decode(errors="ignore") or "model") + ".gguf"
 
 
 def _reason(error: BaseException) -> str:

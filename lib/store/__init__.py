@@ -9,7 +9,7 @@ journal keeps the same promise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import Engine, create_engine, event, make_url, select
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, event, make_url, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from lib.errors import CannotWrite, DatabaseBusy, DiskFull, NotADatabase
@@ -33,6 +35,8 @@ __all__ = ["Answer", "RunCard", "Store", "sqlite_is_safe_for_wal"]
 
 BUSY_S = 5.0
 MIGRATIONS = Path(__file__).parent / "migrations"
+# The databases that can be used, and how each inserts.
+_INSERTS: Mapping[str, Callable[..., Any]] = {"sqlite": sqlite_insert, "postgresql": postgresql_insert}
 
 
 def sqlite_is_safe_for_wal() -> bool:
@@ -45,7 +49,7 @@ class Store:
     """Opens and migrates the database at ``url``; raises PlaceError kinds."""
 
     def __init__(self, url: str, busy_s: float = BUSY_S) -> None:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         self.url = parsed.render_as_string(hide_password=True)
         self._busy_s = busy_s
         self._path: Path | None = None
@@ -54,7 +58,10 @@ class Store:
             self._path = Path(parsed.database or "")
             arguments = {"module": sqlite, "connect_args": {"timeout": busy_s}}
             _make_folder(self._path.parent)
-        self._engine: Engine = create_engine(parsed, **arguments)
+        try:
+            self._engine: Engine = create_engine(parsed, **arguments)
+        except ImportError as error:  # the driver is the learner's to install
+            raise CannotWrite(path=self.url, why=str(error)) from error
         if self._path is not None:
             event.listen(self._engine, "connect", _tune_sqlite)
         self._migrate()
@@ -88,15 +95,14 @@ class Store:
 
     def answer(self, learner: str, lab: str, question: str, given: str, correct: bool) -> Answer:
         """Keep the newest answer to a question and count the attempt."""
+        key = {"learner": learner, "lab": lab, "question": question}
+        values = {"given": given, "correct": correct, "answered_at": now()}
+        # Insert and update are each one statement, so that no attempt of another tab or process is lost.
+        statement = _INSERTS[self._engine.dialect.name](Answer).values(**key, **values, attempts=1)
+        update = {**values, "attempts": Answer.attempts + 1}
         with self._session() as session:
-            row = session.get(Answer, (learner, lab, question))
-            if row is None:
-                row = Answer(learner=learner, lab=lab, question=question, given=given, correct=correct, attempts=1)
-                session.add(row)
-            else:
-                row.given, row.correct, row.attempts, row.answered_at = given, correct, row.attempts + 1, now()
-            session.flush()
-            return row
+            session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=update))
+            return session.get_one(Answer, key)
 
     def answers(self, learner: str, lab: str) -> dict[str, Answer]:
         """A learner's newest answers in a lab, by question."""
@@ -146,6 +152,17 @@ def _tune_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        known = parsed.get_backend_name() in _INSERTS
+    except (SQLAlchemyError, ValueError) as error:
+        raise CannotWrite(path=url.rsplit("@", 1)[-1], why=str(error)) from error
+    if not known:
+        raise CannotWrite(path=parsed.render_as_string(hide_password=True), why=f"not one of {', '.join(_INSERTS)}")
+    return parsed
 
 
 def _make_folder(folder: Path) -> None:

@@ -23,7 +23,7 @@ def speed_up_reruns() -> None:
     """Send small messages at once on every connection of this server; call it from `app.py`.
 
     Does nothing where Streamlit runs under another server (AppTest, a Unix socket), and is free
-    after its first call. The walk over all objects takes some 10 ms, once in a server's life.
+    after its first call. The walk over all objects takes 10 to 50 ms, once in a server's life.
     """
     port = config.get_option("server.port")
     for thing in gc.get_objects():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from string import Template
 
 import streamlit as st
@@ -15,7 +16,9 @@ from lib.settings import Settings
 from lib.text import LANGUAGES, Words, load_words
 from lib.workbench import Workbench
 
-PAGES = (("home", "pages/home.py", ":material/home:"), ("choose", "pages/choose.py", ":material/straighten:"))
+# A :material/…: icon here would be fetched from a font server, and this machine may have no network.
+ICON = Path(__file__).parent.parent.parent / "data" / "icon.png"
+PAGES = ("home", "choose")
 
 
 @st.cache_resource(show_spinner=False)
@@ -90,7 +93,7 @@ def open_house() -> None:
     """Set the page up, draw the navigation, run the page."""
     global _is_open
     _is_open = True
-    st.set_page_config(page_title="Bancada", page_icon=":material/precision_manufacturing:", layout="wide")
+    st.set_page_config(page_title="Bancada", page_icon=str(ICON), layout="wide")
     st.html(_STYLE.substitute(on_primary="#0B1118" if is_dark() else "#FFFFFF"))
     st.navigation(_pages(), position="top").run()
 
@@ -114,8 +117,8 @@ _is_open = False
 def _pages() -> list[st.Page]:
     said = words()
     return [
-        st.Page(path, title=said(f"pages.{name}"), icon=icon, default=name == "home", url_path=name)
-        for name, path, icon in PAGES
+        st.Page(f"pages/{name}.py", title=said(f"pages.{name}"), default=name == "home", url_path=name)
+        for name in PAGES
     ]
 
 

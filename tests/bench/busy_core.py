@@ -14,6 +14,7 @@ Prints one JSON line; speeds in tokens/s, as llama.cpp itself reports them.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from lib.engines.threads import Threads, choose_threads  # noqa: E402
 
 TOKENS = 48
 FOREIGN_CORES = 0.2
-TRIES = 6
+TRIES = 3
 
 SERVER = """
 import json, sys, threading, xllamacpp
@@ -180,6 +181,8 @@ def _summary(speeds: dict[str, dict[str, list[float]]]) -> dict[str, object]:
 
 def main() -> None:
     """Measure default and chosen threads, print one JSON line."""
+    # So that a terminated run ends the processes it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=5)

@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -225,6 +226,8 @@ async def _measure(apps: dict[str, App], rounds: int) -> dict[str, object]:
 
 def main() -> None:
     """Start both servers, measure, print one JSON line."""
+    # So that a terminated run ends the processes it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--page", choices=PAGES, default="plain")

@@ -1,0 +1,179 @@
+"""What a learner does in a browser, done in a browser."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import House, settle
+
+Open = Callable[..., Page]
+
+
+def run_step(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("^(play_arrow)? ?(Run|Run again|Executar|Executar de novo)$")).click()
+
+
+def card_count(house: House, step: str) -> int:
+    with closing(sqlite3.connect(house.home / "bancada.db")) as database:
+        return int(database.execute("select count(*) from run_cards where step = ?", (step,)).fetchone()[0])
+
+
+def test_a_direct_link_to_a_lab_is_the_first_thing_a_new_server_sees(
+    start_house: Callable[..., House], open_page: Open
+) -> None:
+    """Streamlit would run the page's file without the house around it."""
+    page = open_page(start_house().page("choose?step=estimate"))
+    expect(page.get_by_role("link", name="Workbench")).to_be_visible()
+    expect(page.get_by_role("heading", name="How much memory will it need?")).to_be_visible()
+
+
+def test_a_newcomer_talks_to_the_model_and_sees_what_it_costs(house: House, open_page: Open) -> None:
+    page = open_page(house.page())
+    expect(page.get_by_text("This machine")).to_be_visible()
+    box = page.get_by_placeholder("Ask something")
+    box.fill("Say hello.")
+    box.press("Enter")
+    numbers = page.get_by_text(re.compile(r"TTFT .* tokens/s"))
+    expect(numbers).to_be_visible()
+    assert re.search(r"TTFT [\d.,]+ m?s · [\d.,]+ tokens/s · \d+ tokens", numbers.inner_text())
+    page.get_by_role("button", name="Clear the conversation").click()
+    expect(numbers).not_to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_text("Say hello.")).to_be_visible()
+    page.get_by_role("link", name=re.compile("Lab 1")).click()
+    expect(page.get_by_role("heading", name="Which model fits this machine and this task?")).to_be_visible()
+
+
+def test_the_engine_dies_in_mid_answer_and_comes_back(house: House, open_page: Open) -> None:
+    page = open_page(house.page())
+    box = page.get_by_placeholder("Ask something")
+    box.fill("Write a very long story about the sea, with every detail.")
+    box.press("Enter")
+    expect(page.get_by_text(re.compile(r"TTFT"))).to_be_visible()
+    engines = [
+        child
+        for child in psutil.Process(house.process.pid).children(recursive=True)
+        if "embedded_server" in " ".join(child.cmdline())
+    ]
+    assert engines
+    engines[0].kill()
+    expect(page.get_by_text("The engine stopped in the middle of its work")).to_be_visible()
+    expect(page.get_by_placeholder("Ask something")).to_be_visible()
+    page.get_by_placeholder("Ask something").fill("Are you back?")
+    page.get_by_placeholder("Ask something").press("Enter")
+    expect(page.get_by_text(re.compile(r"TTFT .* tokens/s"))).to_have_count(2)
+
+
+def test_predict_run_and_compare(house: House, open_page: Open) -> None:
+    page = open_page(house.page("choose?step=estimate"))
+    page.get_by_label("First your prediction").fill("100")
+    page.get_by_label("First your prediction").press("Tab")
+    settle(page)
+    run_step(page)
+    expect(page.get_by_text("Your prediction").first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"% too low"))).to_be_visible()
+    expect(page.locator(".main-svg").first).to_be_visible()
+    page.get_by_text("The code that runs").click()
+    expect(page.get_by_text("def estimate(")).to_be_visible()
+    page.get_by_text("The numbers behind it").click()
+    expect(page.get_by_role("cell", name="KV cache")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Your prediction").first).to_be_visible()
+
+
+def test_a_run_goes_on_when_the_tab_closes_and_its_result_waits(house: House, open_page: Open) -> None:
+    before = card_count(house, "measure")
+    page = open_page(house.page("choose?step=measure"))
+    page.get_by_role("button", name="4,096", exact=True).click()
+    settle(page)
+    run_step(page)
+    expect(page.get_by_text(re.compile("Running for"))).to_be_visible()
+    page.close()
+    again = open_page(house.page("choose?step=measure"))
+    expect(again.get_by_text("Estimate and measurement")).to_be_visible(timeout=240_000)
+    assert card_count(house, "measure") == before + 1
+
+
+def test_a_run_is_cancelled_and_leaves_no_engine_behind(house: House, open_page: Open) -> None:
+    before = card_count(house, "measure")
+    page = open_page(house.page("choose?step=measure"))
+    settle(page)
+    run_step(page)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Stopped. Nothing was kept")).to_be_visible()
+    assert card_count(house, "measure") == before
+    fresh = [
+        child
+        for child in psutil.Process(house.process.pid).children(recursive=True)
+        if "embedded_server" in " ".join(child.cmdline())
+    ]
+    assert len(fresh) <= 1, "only the shared engine may be left"
+
+
+def test_the_language_changes_everywhere_and_stays(house: House, open_page: Open) -> None:
+    page = open_page(house.page("choose?step=estimate"))
+    page.get_by_role("radio", name="Português (Brasil)").click()
+    expect(page.get_by_role("heading", name="Qual modelo serve para esta máquina e esta tarefa?")).to_be_visible()
+    assert "lang=pt" in page.url
+    page.locator("[data-testid=stTopNavLink]").first.click()
+    expect(page.get_by_text("Esta máquina")).to_be_visible()
+
+
+def test_a_brazilian_browser_is_greeted_in_portuguese(house: House, open_page: Open) -> None:
+    page = open_page(house.page("choose"), locale="pt-BR")
+    expect(page.get_by_role("heading", name="Qual modelo serve para esta máquina e esta tarefa?")).to_be_visible()
+
+
+def test_the_quiz_explains_and_remembers(house: House, open_page: Open) -> None:
+    page = open_page(house.page("choose?step=quiz"))
+    page.locator("[data-testid=stRadio] label").first.click()
+    expect(page.get_by_text(re.compile("^(Right\\.|Not quite\\.)")).first).to_be_visible()
+    settle(page)
+    page.reload()
+    expect(page.get_by_text(re.compile("^(Right\\.|Not quite\\.)")).first).to_be_visible()
+
+
+def test_a_step_runs_by_keyboard_alone(house: House, open_page: Open) -> None:
+    page = open_page(house.page("choose?step=catalog"))
+    settle(page)
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement?.innerText || ''").strip().endswith(("Run", "Run again")):
+            break
+    else:
+        pytest.fail("Tab never reached the Run button")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("What each model would need here")).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["", "choose?step=machine", "choose?step=estimate", "choose?step=quiz"])
+def test_a_phone_needs_no_sideways_scrolling(house: House, open_page: Open, path: str) -> None:
+    page = open_page(house.page(path), width=390)
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    main = page.locator("[data-testid=stMain]")
+    assert main.evaluate("element => element.scrollWidth - element.clientWidth") <= 1
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("path", ["", "choose?step=estimate", "choose?step=exercise", "choose?step=quiz"])
+def test_no_serious_accessibility_violation(house: House, open_page: Open, path: str, dark: bool) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(house.page(path), dark=dark)
+    settle(page)
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]}).response["violations"]
+    # Streamlit's own frame (menu, header) is not ours to mend.
+    serious = [
+        f"{one['id']}: {[node['html'][:160] for node in one['nodes']]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert not serious, "\n".join(serious)
