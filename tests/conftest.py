@@ -24,13 +24,10 @@ def missing(what: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def models_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """One folder of models for the whole test run, shared by every worker."""
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of models for the whole test run; BANCADA_TEST_MODELS keeps it from run to run."""
     given = os.environ.get("BANCADA_TEST_MODELS")
-    if given:
-        return Path(given)
-    base = tmp_path_factory.getbasetemp()
-    return (base if worker_id == "master" else base.parent) / "models"
+    return Path(given) if given else tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ class Parameter:
         if isinstance(self.rule, Choice):
             return ", ".join(str(value) for value in self.rule.values())
         if isinstance(self.rule, Text):
-            return f"≤ {self.rule.max_length} characters"
+            return f"≤ {self.rule.max_length}"
         return self.kind.__name__
 
     def _parse_one(self, text: str) -> object:

@@ -188,7 +188,7 @@ def _estimate(shape: Shape, tensors: Sequence[Tensor], context_tokens: int, slot
     vocabulary = shape.vocabulary * TOKEN_BYTES + shape.merges * MERGE_BYTES
     return Estimate(
         (
-            Term("weights", mapped, f"{len(tensors)} tensors"),
+            Term("weights", mapped, f"Σ {len(tensors)}"),
             Term("kv_cache", *_kv_cache(shape, tokens, slots)),
             Term(
                 "compute",
@@ -196,7 +196,7 @@ def _estimate(shape: Shape, tensors: Sequence[Tensor], context_tokens: int, slot
                 f"{BATCH_TOKENS} × 4 B × (5 × {shape.embedding_length} + 3 × {shape.feed_forward_length}) "
                 f"+ {BATCH_TOKENS} × 2 B × {tokens} + {shape.vocabulary} × 4 B",
             ),
-            Term("repack", sum(tensor.size_bytes for tensor in repacked), f"{len(repacked)} tensors"),
+            Term("repack", sum(tensor.size_bytes for tensor in repacked), f"Σ {len(repacked)}"),
             Term(
                 "vocabulary",
                 vocabulary,
@@ -219,8 +219,16 @@ def _kv_cache(shape: Shape, tokens: int, slots: int) -> tuple[int, str]:
     for kept, heads in _kept_heads(shape, tokens):
         if heads:
             total += each * heads * kept * slots
-            parts.append(f"{heads} KV heads in all × ({shape.key_length} + {shape.value_length}) × 2 B × {kept} tokens")
+            parts.append(_kv_sum(shape, heads, kept))
     return total, " + ".join(parts) + (f", × {slots}" if slots > 1 else "")
+
+
+def _kv_sum(shape: Shape, heads: int, kept: int) -> str:
+    """2 × layers × KV heads × head size × 2 B × tokens, as the lesson writes it."""
+    each = max(shape.kv_heads)
+    if shape.key_length == shape.value_length and heads % each == 0:
+        return f"2 × {heads // each} × {each} × {shape.key_length} × 2 B × {kept}"
+    return f"{heads} × ({shape.key_length} + {shape.value_length}) × 2 B × {kept}"
 
 
 def _kept_heads(shape: Shape, tokens: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.conftest import DEFAULT, ROOT, missing
+from tests.browser.house import FLAGS, House, start_app
+from tests.conftest import missing
 
 # A page of these is drawn on two busy cores, where a step may take seconds to begin.
 expect.set_options(timeout=60_000)
-
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-@dataclass
-class House:
-    """A running app."""
-
-    url: str
-    home: Path
-    process: subprocess.Popen[bytes]
-
-    def page(self, path: str = "") -> str:
-        return f"{self.url}/{path}"
 
 
 @pytest.fixture(scope="session")
@@ -61,50 +33,13 @@ def start_house(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -
     started: list[House] = []
 
     def start(**environment: str) -> House:
-        folder = tmp_path_factory.mktemp("house")
-        (folder / "models").mkdir()
-        (folder / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [
-            sys.executable,
-            "-m",
-            "streamlit",
-            "run",
-            "app.py",
-            f"--server.port={port}",
-            "--server.headless=true",
-        ]
-        with (folder / "app.log").open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | {"BANCADA_HOME": str(folder)} | environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        house = House(f"http://localhost:{port}", folder, process)
-        started.append(house)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{house.url}/_stcore/health", timeout=2)
-                return house
-            except OSError:
-                assert process.poll() is None, (folder / "app.log").read_text()
-                time.sleep(0.2)
-        raise AssertionError((folder / "app.log").read_text())
+        started.append(start_app(tmp_path_factory.mktemp("house"), default_model, **environment))
+        return started[-1]
 
     yield start
     for house in started:
-        house.process.terminate()
-        try:
-            house.process.wait(15)
-        except subprocess.TimeoutExpired:
-            house.process.kill()
-        log = (house.home / "app.log").read_text()
-        assert "Traceback" not in log, log[-4000:]
+        house.close()
+        assert "Traceback" not in house.log, house.log[-4000:]
 
 
 @pytest.fixture(scope="session")

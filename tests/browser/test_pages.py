@@ -11,7 +11,8 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import House, settle
+from tests.browser.conftest import settle
+from tests.browser.house import House
 
 Open = Callable[..., Page]
 

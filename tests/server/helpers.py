@@ -24,7 +24,9 @@ PATIENCE_S = 60.0
 T = TypeVar("T")
 # Processes that are forked from a server with the imports done start in milliseconds.
 FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-FORKS.set_forkserver_preload(["lib.store", "lib.models.store", "alembic.command", "pysqlite3", "lib.cli", "labs.choose.checks"])
+FORKS.set_forkserver_preload(
+    ["lib.store", "lib.models.store", "alembic.command", "pysqlite3", "lib.cli", "labs.choose.checks"]
+)
 
 
 def wait_until(what: str, check: Callable[[], T], seconds: float = PATIENCE_S) -> T:

@@ -21,7 +21,7 @@ from lib.models.store import ModelStore
 from tests.server.helpers import Start, drain
 
 MUTATIONS = 500
-ON_THE_ENGINE = 12
+ON_THE_ENGINE = 20
 HEADER_S = 30.0
 HUGE = (0, 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 
@@ -158,7 +158,15 @@ def test_a_damaged_model_of_the_learners_own_ends_in_a_typed_error_or_in_an_answ
                 file.seek(pick.randrange(len(header_bytes), size - 65536))
                 file.write(forged)
         outcomes[f"data {number}"] = run_on_engine(models, tmp_path / "logs")
-    typed = {"stop", "length", "engine-did-not-start", "engine-died", "engine-refused", "model-damaged", "model-too-large"}
+    typed = {
+        "stop",
+        "length",
+        "engine-did-not-start",
+        "engine-died",
+        "engine-refused",
+        "model-damaged",
+        "model-too-large",
+    }
     assert set(outcomes.values()) <= typed, outcomes
     assert threading.main_thread().is_alive()
     # The machinery itself works: the whole file answers.

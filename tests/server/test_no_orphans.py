@@ -113,7 +113,9 @@ def visit(port: int) -> object:
     from websockets.sync.client import connect
 
     address = f"ws://127.0.0.1:{port}/_stcore/stream"
-    socket_ = connect(address, origin=f"http://127.0.0.1:{port}", subprotocols=["streamlit"], max_size=None, legacy=True)
+    socket_ = connect(
+        address, origin=f"http://127.0.0.1:{port}", subprotocols=["streamlit"], max_size=None, legacy=True
+    )
     message = BackMsg()
     message.rerun_script.query_string = ""
     socket_.send(message.SerializeToString())
