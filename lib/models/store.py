@@ -92,8 +92,7 @@ class ModelStore:
         target = self._target(model_id, file)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The thread that ends or cancels a download need not be the one that began it.
-            lock = FileLock(f"{target}.lock", thread_local=False)
+            lock = FileLock(f"{target}.lock")
             while not target.exists():
                 try:
                     with lock.acquire(timeout=0.5):

@@ -129,7 +129,7 @@ def _change_language() -> None:
 # Streamlit writes white on the primary colour whatever that is, and leaves the height of a
 # screen's tenth above the title. A formula in a narrow column wraps instead of hiding its end.
 _STYLE = Template("""<style>
-[data-testid="stBaseButton-primary"] { color: $on_primary; }
+[data-testid^="stBaseButton-primary"] { color: $on_primary; }
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
-[data-testid="stMarkdownContainer"] pre code { white-space: pre-wrap; font-size: 0.82rem; }
+[data-testid="stMarkdownContainer"] pre, [data-testid="stMarkdownContainer"] pre * { white-space: pre-wrap !important; }
 </style>""")

@@ -18,7 +18,9 @@ Open = Callable[..., Page]
 
 
 def run_step(page: Page) -> None:
-    page.get_by_role("button", name=re.compile("^(play_arrow)? ?(Run|Run again|Executar|Executar de novo)$")).click()
+    button = page.get_by_role("button", name=re.compile("^(play_arrow)? ?(Run|Run again|Executar|Executar de novo)$"))
+    expect(button).to_be_enabled(timeout=300_000)
+    button.click()
 
 
 def card_count(house: House, step: str) -> int:
@@ -92,13 +94,13 @@ def test_predict_run_and_compare(house: House, open_page: Open) -> None:
 def test_a_run_goes_on_when_the_tab_closes_and_its_result_waits(house: House, open_page: Open) -> None:
     before = card_count(house, "measure")
     page = open_page(house.page("choose?step=measure"))
-    page.get_by_role("button", name="4,096", exact=True).click()
+    page.get_by_role("button", name="8,192", exact=True).click()
     settle(page)
     run_step(page)
     expect(page.get_by_text(re.compile("Running for"))).to_be_visible()
     page.close()
     again = open_page(house.page("choose?step=measure"))
-    expect(again.get_by_text("Estimate and measurement")).to_be_visible(timeout=240_000)
+    expect(again.get_by_text("Estimate and measurement")).to_be_visible(timeout=300_000)
     assert card_count(house, "measure") == before + 1
 
 
@@ -134,7 +136,7 @@ def test_a_brazilian_browser_is_greeted_in_portuguese(house: House, open_page: O
 
 def test_the_quiz_explains_and_remembers(house: House, open_page: Open) -> None:
     page = open_page(house.page("choose?step=quiz"))
-    page.locator("[data-testid=stRadio] label").first.click()
+    page.locator("[data-testid=stRadioOption]").first.click()
     expect(page.get_by_text(re.compile("^(Right\\.|Not quite\\.)")).first).to_be_visible()
     settle(page)
     page.reload()
