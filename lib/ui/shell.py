@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from string import Template
 
 import streamlit as st
 
@@ -94,7 +93,7 @@ def open_house() -> None:
     global _is_open
     _is_open = True
     st.set_page_config(page_title="Bancada", page_icon=str(ICON), layout="wide")
-    st.html(_STYLE.substitute(on_primary="#0B1118" if is_dark() else "#FFFFFF"))
+    st.html(_STYLE)
     st.navigation(_pages(), position="top").run()
 
 
@@ -128,8 +127,8 @@ def _change_language() -> None:
 
 # Streamlit writes white on the primary colour whatever that is, and leaves the height of a
 # screen's tenth above the title. A formula in a narrow column wraps instead of hiding its end.
-_STYLE = Template("""<style>
-[data-testid^="stBaseButton-primary"] { color: $on_primary; }
+_STYLE = """<style>
+[data-testid^="stBaseButton-primary"] { color: light-dark(#FFFFFF, #0B1118); }
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
 [data-testid="stMarkdownContainer"] pre, [data-testid="stMarkdownContainer"] pre * { white-space: pre-wrap !important; }
-</style>""")
+</style>"""

@@ -92,10 +92,10 @@ def test_predict_run_and_compare(house: House, open_page: Open) -> None:
 
 
 def test_a_run_goes_on_when_the_tab_closes_and_its_result_waits(house: House, open_page: Open) -> None:
-    before = card_count(house, "measure")
     page = open_page(house.page("choose?step=measure"))
     page.get_by_role("button", name="8,192", exact=True).click()
     settle(page)
+    before = card_count(house, "measure")
     run_step(page)
     expect(page.get_by_text(re.compile("Running for"))).to_be_visible()
     page.close()
@@ -105,9 +105,9 @@ def test_a_run_goes_on_when_the_tab_closes_and_its_result_waits(house: House, op
 
 
 def test_a_run_is_cancelled_and_leaves_no_engine_behind(house: House, open_page: Open) -> None:
-    before = card_count(house, "measure")
     page = open_page(house.page("choose?step=measure"))
     settle(page)
+    before = card_count(house, "measure")
     run_step(page)
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Stopped. Nothing was kept")).to_be_visible()
