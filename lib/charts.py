@@ -11,7 +11,8 @@ import math
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
+GREY = "#7A8794"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, GREY)
 PATTERNS = ("", "/", ".", "x", "-", "+")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 PREDICTION = VERMILION

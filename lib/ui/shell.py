@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import streamlit as st
+from pydantic import ValidationError
 
 from lib.background import Background
 from lib.course.run import BackgroundRuns
-from lib.errors import BancadaError
+from lib.errors import BadParameter, BancadaError
 from lib.settings import Settings
 from lib.text import LANGUAGES, Words, load_words
 from lib.workbench import Workbench
@@ -93,6 +94,7 @@ def open_house() -> None:
     global _is_open
     _is_open = True
     st.set_page_config(page_title="Bancada", page_icon=str(ICON), layout="wide")
+    _stop_on_wrong_settings()
     st.html(_STYLE)
     st.navigation(_pages(), position="top").run()
 
@@ -119,6 +121,17 @@ def _pages() -> list[st.Page]:
         st.Page(f"pages/{name}.py", title=said(f"pages.{name}"), default=name == "home", url_path=name)
         for name in PAGES
     ]
+
+
+def _stop_on_wrong_settings() -> None:
+    try:
+        workbench()
+    except ValidationError as wrong:
+        said = load_words("en")
+        for one in wrong.errors():
+            name = f"BANCADA_{'_'.join(map(str, one['loc'])).upper()}"
+            show_error(BadParameter(name=name, value=one["input"], allowed=one["msg"]), said)
+        st.stop()
 
 
 def _change_language() -> None:

@@ -63,7 +63,7 @@ def start_app(folder: Path, model: Path | None = None, **environment: str) -> Ho
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"BANCADA_HOME": str(folder)} | environment,
+            env={**os.environ, "BANCADA_HOME": str(folder), **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
         )

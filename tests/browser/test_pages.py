@@ -6,10 +6,11 @@ import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import settle
 from tests.browser.house import House
@@ -35,6 +36,23 @@ def test_a_direct_link_to_a_lab_is_the_first_thing_a_new_server_sees(
     page = open_page(start_house().page("choose?step=estimate"))
     expect(page.get_by_role("link", name="Workbench")).to_be_visible()
     expect(page.get_by_role("heading", name="How much memory will it need?")).to_be_visible()
+
+
+def test_a_wrong_setting_is_named_on_the_page(start_house: Callable[..., House], chromium: Browser) -> None:
+    page = chromium.new_page()
+    page.goto(start_house(BANCADA_SLOTS="-3").page())
+    expect(page.get_by_text("BANCADA_SLOTS")).to_be_visible()
+    page.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named_on_the_page(
+    start_house: Callable[..., House], chromium: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    page = chromium.new_page()
+    page.goto(start_house(BANCADA_HOME=str(tmp_path / "file" / "home")).page("choose?step=estimate"))
+    expect(page.get_by_text("Bancada cannot write to")).to_be_visible()
+    page.close()
 
 
 def test_a_newcomer_talks_to_the_model_and_sees_what_it_costs(house: House, open_page: Open) -> None:

@@ -251,8 +251,8 @@ def test_an_engine_killed_in_mid_stream_keeps_the_text_and_comes_back_by_itself(
     before, pid, client = engine.status(), child_of(engine), engine.client(DEFAULT)
     reply, pieces = Reply(), 0
     with pytest.raises(EngineDied):
-        for reply in stream_chat(client, DEFAULT, says("Tell a long story."), **ENDLESS):
-            pieces += 1
+        for piece in stream_chat(client, DEFAULT, says("Tell a long story."), **ENDLESS):
+            reply, pieces = piece, pieces + 1
             if pieces == 3:
                 os.kill(pid, signal.SIGKILL)
     assert reply.text
