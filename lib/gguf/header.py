@@ -57,6 +57,7 @@ BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "MXFP4": (32, 17),
         "NVFP4": (64, 36),
         "Q1_0": (128, 18),
+        "Q2_0": (64, 18),
     }
 )
 _TENSOR_TYPES = (
@@ -64,7 +65,7 @@ _TENSOR_TYPES = (
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S"),
     *("IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M"),
     *("BF16", None, None, None, "TQ1_0", "TQ2_0", None, None, None, "MXFP4"),
-    *("NVFP4", "Q1_0"),
+    *("NVFP4", "Q1_0", "Q2_0"),
 )
 # Metadata value types by their number: name and struct code ("" is not a plain number).
 _VALUE_TYPES = (

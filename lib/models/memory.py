@@ -8,7 +8,8 @@ process   the Python process, the library, the HTTP server, threads
 weights   the tensors' data: the file is mapped and every page in use is read
 repack    a second copy of the tensors whose type the CPU code rearranges
 kv_cache  2 x layers x KV heads x head size x 2 bytes (f16) x tokens
-compute   activations of one batch, the attention mask, the logits
+compute   what a batch touches: activations, the attention mask, inputs converted for the products; logits and
+          the sampler's candidates of every slot
 vocabulary  the tokenizer's tables
 request   the prompt itself, as JSON and as token lists
 
@@ -32,22 +33,41 @@ from lib.errors import ModelDamaged
 from lib.gguf.header import ArrayField, Header, Tensor, Value, tensor_size_bytes
 
 MIB = 2**20
-PROCESS_BYTES = int(32.8 * MIB)
-TOKEN_BYTES = 216
-MERGE_BYTES = 210
-REQUEST_TOKEN_BYTES = 460
+PROCESS_BYTES = int(32.5 * MIB)
+# A token: text and score (40 B), the text that it prints (32), a node and a bucket of the map from text to id (72 to
+# 80), and what the loader's own copy leaves in the allocator (about 75). A merge: a node with two strings and a bucket
+# (104 to 112), and the same again left by the loader.
+TOKEN_BYTES = 225
+MERGE_BYTES = 205
+# A KV cell's bookkeeping (position, shift, set of 256 sequences: 48 B; two tree nodes once used: 96 B), and the prompt
+# as JSON, as the task's and as the slot's tokens.
+REQUEST_TOKEN_BYTES = 300
+# A layer's graph nodes (31 of 400 B, in each of the graphs kept), their hash sets, and its table of tensors.
+LAYER_BYTES = 80 * 1024
+# A row of logits (4 B), and the sampler's candidates: id, logit and probability (12 B). One each for every slot.
+OUTPUT_BYTES = 16
+# Far above any model; a damaged count must not become a list of so many layers.
+MOST_LAYERS = 4096
 BATCH_TOKENS = 512
 F16_BYTES = 2
 F32_BYTES = 4
 KV_PADDING = 256
 
-# The types that ggml-cpu rearranges when rows come in groups of eight (repack.cpp).
-REPACKED: Mapping[str, frozenset[str]] = MappingProxyType(
+# The types that ggml-cpu rearranges, and the groups in which their rows must come (repack.cpp; the x86 wheel is
+# compiled for AVX2, so the Q2_K layout of AVX-512 is not in it).
+REPACKED: Mapping[str, Mapping[str, int]] = MappingProxyType(
     {
-        "x86": frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}),
-        "arm": frozenset({"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"}),
+        "x86": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8, "MXFP4": 8},
+        "arm": {"Q4_0": 4, "Q8_0": 4, "IQ4_NL": 4, "MXFP4": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8},
     }
 )
+# Bytes an activation takes once converted for a product with weights of a type (vec_dot_type in ggml-cpu.c).
+CONVERTED: Mapping[str, float] = MappingProxyType(
+    {"F32": 0, "F16": 2, "BF16": 2}
+    | dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "MXFP4"), 34 / 32)
+    | dict.fromkeys(("Q4_1", "Q5_1"), 36 / 32)
+)
+CONVERTED_K = 292 / 256
 # One layer in so many attends to the whole context; the others to a window (llama.cpp, models/*.cpp).
 WINDOW_PATTERNS: Mapping[str, int] = MappingProxyType(
     {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "gpt-oss": 2}
@@ -140,6 +160,8 @@ def shape_of(header: Header) -> Shape:
         return value
 
     layers, width, heads = number("block_count"), number("embedding_length"), _heads(known, family, "head_count")
+    if layers > MOST_LAYERS:
+        raise ModelDamaged(path=str(header.path), why=f"it claims {layers} layers")
     if not layers or not width or not max(heads, default=0):
         raise ModelDamaged(path=str(header.path), why="it describes a model without layers")
     head_size = width // max(heads)
@@ -182,20 +204,12 @@ def _estimate(shape: Shape, tensors: Sequence[Tensor], context_tokens: int, slot
     tokens = _padded(context_tokens)
     repacked = [tensor for tensor in _multiplied(tensors) if _is_repacked(tensor)]
     mapped = _mapped_bytes(tensors, repacked)
-    activations = BATCH_TOKENS * F32_BYTES * (5 * shape.embedding_length + 3 * shape.feed_forward_length)
-    masks = BATCH_TOKENS * F16_BYTES * (tokens + (_window(shape, tokens) if shape.window_tokens else 0))
-    logits = shape.vocabulary * F32_BYTES * slots
     vocabulary = shape.vocabulary * TOKEN_BYTES + shape.merges * MERGE_BYTES
     return Estimate(
         (
             Term("weights", mapped, f"Σ {len(tensors)}"),
             Term("kv_cache", *_kv_cache(shape, tokens, slots)),
-            Term(
-                "compute",
-                activations + masks + logits,
-                f"{BATCH_TOKENS} × 4 B × (5 × {shape.embedding_length} + 3 × {shape.feed_forward_length}) "
-                f"+ {BATCH_TOKENS} × 2 B × {tokens} + {shape.vocabulary} × 4 B",
-            ),
+            Term("compute", *_compute(shape, tensors, tokens, slots)),
             Term("repack", sum(tensor.size_bytes for tensor in repacked), f"Σ {len(repacked)}"),
             Term(
                 "vocabulary",
@@ -209,6 +223,29 @@ def _estimate(shape: Shape, tensors: Sequence[Tensor], context_tokens: int, slot
                 f"{context_tokens * slots} × {REQUEST_TOKEN_BYTES} B",
             ),
         )
+    )
+
+
+def _compute(shape: Shape, tensors: Sequence[Tensor], tokens: int, slots: int) -> tuple[int, str]:
+    """Bytes that a batch touches, and their sum.
+
+    The graph's buffer has two more places as wide as the embedding, which are reserved and never written: the input
+    for ready-made embeddings, and one that only the graph with an output for every token needs.
+    """
+    places = 3 * shape.embedding_length + 3 * shape.feed_forward_length
+    rows = tokens + (_window(shape, tokens) if shape.window_tokens else 0)
+    inputs = [
+        tensor.shape[0] * CONVERTED.get(tensor.type, CONVERTED_K)
+        for tensor in tensors
+        if len(tensor.shape) > 1 and tensor.name.startswith("blk.")
+    ]
+    converted = int(BATCH_TOKENS * max(inputs, default=0))
+    size = BATCH_TOKENS * (F32_BYTES * places + F16_BYTES * rows) + converted
+    size += slots * shape.vocabulary * OUTPUT_BYTES + shape.layers * LAYER_BYTES
+    return size, (
+        f"{BATCH_TOKENS} × 4 B × 3 × ({shape.embedding_length} + {shape.feed_forward_length})"
+        f" + {BATCH_TOKENS} × 2 B × {rows} + {converted} B"
+        f" + {slots} × {shape.vocabulary} × {OUTPUT_BYTES} B + {shape.layers} × {LAYER_BYTES} B"
     )
 
 
@@ -267,7 +304,8 @@ def _mapped_bytes(tensors: Sequence[Tensor], repacked: Sequence[Tensor]) -> int:
 
 def _is_repacked(tensor: Tensor) -> bool:
     family = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
-    return tensor.type in REPACKED[family] and tensor.shape[1] % 8 == 0
+    group = REPACKED[family].get(tensor.type)
+    return group is not None and tensor.shape[1] % group == 0
 
 
 def _nominal(name: str, columns: int, rows: int, quantization: str, index: int) -> Tensor:
