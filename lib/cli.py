@@ -118,7 +118,7 @@ def _run(workbench: Workbench, options: argparse.Namespace) -> int:
     if options.json or extra.json:
         print(json.dumps({"step": step.key, "parameters": run.parameters, **json.loads(run.result.to_json())}))
         return 0
-    words = workbench.words_for(step.lab)
+    words = step.lab.words(workbench.language)
     print(to_text(run, words))
     print("\n" + words("cli.run_kept", card=run.card_id[:12], took=words.value("took_s", run.duration_s)))
     return 0

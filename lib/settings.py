@@ -21,7 +21,9 @@ Language = Literal["en", "pt"]
 class Settings(BaseSettings):
     """The settings of one process."""
 
-    model_config = SettingsConfigDict(env_prefix="BANCADA_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BANCADA_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Field(default_factory=lambda: user_data_path("bancada", appauthor=False))
     """The one directory for models, database and logs."""

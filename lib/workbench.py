@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lib.course.lab import Lab
 from lib.engines.base import Engine
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from lib.errors import UnknownEngine
@@ -18,7 +17,6 @@ from lib.models.hardware import Machine, probe
 from lib.models.store import ModelStore
 from lib.settings import Settings
 from lib.store import Store
-from lib.text import Words, load_words
 
 ENGINES = ("embedded",)
 
@@ -85,10 +83,6 @@ class Workbench:
     def fresh_engine(self, context_tokens: int, slots: int = 1) -> EmbeddedEngine:
         """An embedded engine of one's own, to measure in; the caller releases it."""
         return EmbeddedEngine(self.models, self.logs, EmbeddedOptions(context_tokens, slots))
-
-    def words_for(self, lab: Lab | None = None) -> Words:
-        """The words of this workbench's language."""
-        return lab.words(self.language) if lab else load_words(self.language)
 
     def close(self) -> None:
         """Stop every engine."""

@@ -72,7 +72,7 @@ def execute(
     base = step.predict.base(prediction) if step.predict and prediction is not None else None
     card = _card(step, workbench, values, base, result, time.monotonic() - started)
     workbench.store.add_card(card)
-    return from_card(step, card, workbench.words_for(step.lab))
+    return from_card(step, card, step.lab.words(workbench.language))
 
 
 def from_card(step: Step, card: RunCard, words: Words) -> Run:
@@ -85,14 +85,14 @@ def from_card(step: Step, card: RunCard, words: Words) -> Run:
 def latest_run(step: Step, workbench: Workbench, learner: str) -> Run | None:
     """The learner's newest run of a step, from the store."""
     cards = workbench.store.cards(learner, step.lab.id, step.id, limit=1)
-    return from_card(step, cards[0], workbench.words_for(step.lab)) if cards else None
+    return from_card(step, cards[0], step.lab.words(workbench.language)) if cards else None
 
 
 def run_here(step: Step, workbench: Workbench, given: Mapping[str, object], prediction: float | None) -> Run:
     """Run a step to its end in this thread, with a progress bar where one can be seen."""
     from lib.course.bar import drain
 
-    return drain(execute(step, workbench, given, prediction), workbench.words_for(step.lab))
+    return drain(execute(step, workbench, given, prediction), step.lab.words(workbench.language))
 
 
 class BackgroundRuns:

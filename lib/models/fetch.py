@@ -65,7 +65,10 @@ def download(
         response.raise_for_status()
         if response.status_code != 206:
             have = 0
-        total = have + int(response.headers.get("content-length", 0)) or size_bytes or 0
+        length = int(response.headers.get("content-length", 0))
+        total = have + length if length else size_bytes or 0
+        if size_bytes is not None and total != size_bytes:
+            raise httpx2.TransportError(f"the file there has {total} bytes, not {size_bytes}")
         yield from _copy(response.iter_bytes(CHUNK), part, have, total, "download")
         done = part.stat().st_size
         if total and done < total:

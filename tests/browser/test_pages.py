@@ -57,7 +57,7 @@ def test_a_folder_that_cannot_be_written_is_named_on_the_page(
 
 def test_a_newcomer_talks_to_the_model_and_sees_what_it_costs(house: House, open_page: Open) -> None:
     page = open_page(house.page())
-    expect(page.get_by_text("This machine")).to_be_visible()
+    expect(page.get_by_text("This machine", exact=True)).to_be_visible()
     box = page.get_by_placeholder("Ask something")
     box.fill("Say hello.")
     box.press("Enter")
@@ -144,7 +144,7 @@ def test_the_language_changes_everywhere_and_stays(house: House, open_page: Open
     expect(page.get_by_role("heading", name="Qual modelo serve para esta máquina e esta tarefa?")).to_be_visible()
     assert "lang=pt" in page.url
     page.locator("[data-testid=stTopNavLink]").first.click()
-    expect(page.get_by_text("Esta máquina")).to_be_visible()
+    expect(page.get_by_text("Esta máquina", exact=True)).to_be_visible()
 
 
 def test_a_brazilian_browser_is_greeted_in_portuguese(house: House, open_page: Open) -> None:

@@ -203,7 +203,7 @@ def test_a_file_that_is_no_model_is_refused(bancada: Command, tmp_path: Path) ->
         ("BANCADA_LANGUAGE", "tlh", 2),
         ("BANCADA_OFFLINE", "perhaps", 2),
         ("BANCADA_LEARNER", "me; rm -rf /", 2),
-        ("BANCADA_LEARNER", "", 2),
+        ("BANCADA_LEARNER", "a/b", 2),
     ],
 )
 def test_a_wrong_setting_is_named(bancada: Command, name: str, value: str, status: int) -> None:
@@ -254,3 +254,8 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(home: Path) -> None:
     process.wait(60)
     process.stderr.close()
     assert said == ""
+
+
+def test_an_empty_variable_is_as_good_as_none(bancada: Command) -> None:
+    done = bancada("run", "choose.hub", "--json", BANCADA_LEARNER="", BANCADA_SLOTS="")
+    assert done.returncode == 0, done.stderr
