@@ -90,7 +90,7 @@ def estimate(
 def measure(
     workbench: Workbench,
     model: Annotated[str, Choice(fit.fetchable_models)] = "smollm2-135m-instruct",
-    contexts: Annotated[tuple[int, ...], Choice(fit.CONTEXTS[:7])] = (512, 2048, 8192),
+    contexts: Annotated[tuple[int, ...], Choice(fit.CONTEXTS[:7])] = (512, 2048, 4096),
 ) -> Iterator[Progress | Result]:
     """Load the model at each context, fill it, and read the peak of the engine's memory."""
     rows, counter = [], ""

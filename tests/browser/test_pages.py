@@ -111,7 +111,7 @@ def test_predict_run_and_compare(house: House, open_page: Open) -> None:
 
 def test_a_run_goes_on_when_the_tab_closes_and_its_result_waits(house: House, open_page: Open) -> None:
     page = open_page(house.page("choose?step=measure"))
-    page.get_by_role("button", name="8,192", exact=True).click()
+    page.get_by_role("button", name="4,096", exact=True).click()
     settle(page)
     before = card_count(house, "measure")
     run_step(page)
