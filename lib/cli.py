@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal or a file of few characters gets a question mark, not a traceback.
             stream.reconfigure(errors="replace")
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_language_first(sys.argv[1:] if arguments is None else list(arguments)))
     try:
         workbench = Workbench.open(**({"language": options.lang} if options.lang else {}))
     except ValidationError as error:
@@ -64,6 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         workbench.close()
+
+
+def _language_first(arguments: list[str]) -> list[str]:
+    """``--lang`` may stand anywhere; argparse wants it before the command."""
+    if "--lang" not in arguments[:-1]:
+        return arguments
+    at = arguments.index("--lang")
+    return [*arguments[at : at + 2], *arguments[:at], *arguments[at + 2 :]]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -259,3 +259,8 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(home: Path) -> None:
 def test_an_empty_variable_is_as_good_as_none(bancada: Command) -> None:
     done = bancada("run", "choose.hub", "--json", BANCADA_LEARNER="", BANCADA_SLOTS="")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--lang", "pt", "run", "choose.hub"), ("run", "choose.hub", "--lang", "pt")])
+def test_the_language_may_stand_before_or_after_the_step(bancada: Command, arguments: tuple[str, ...]) -> None:
+    assert "Modelos encontrados" in bancada(*arguments).stdout
