@@ -40,11 +40,17 @@ def default_model(models_dir: Path) -> Path:
 
 
 @pytest.fixture
-def workbench(tmp_path: Path, default_model: Path) -> Iterator[Workbench]:
+def home(tmp_path: Path, default_model: Path) -> Path:
+    """A home of its own with the default model already here."""
+    made = tmp_path / "home"
+    (made / "models").mkdir(parents=True)
+    (made / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
+    return made
+
+
+@pytest.fixture
+def workbench(home: Path) -> Iterator[Workbench]:
     """A workbench of its own with the default model already here."""
-    home = tmp_path / "home"
-    (home / "models").mkdir(parents=True)
-    (home / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
     made = Workbench.open(home=home, language="en", _env_file=None)
     yield made
     made.close()

@@ -32,8 +32,8 @@ def choose_threads(physical_cores: int) -> Threads:
     - one thread                        0.46 to 0.50 / 0.49
 
     A fallback to one thread while a neighbour is busy would gain some 0.05 over binding, for a restart
-    and a lost prompt cache; it is not worth that. A neighbour at the lowest priority costs 0.03 to
-    0.15 only, so heavy work of this workbench runs that way.
+    and a lost prompt cache; it is not worth that. A neighbour at the lowest priority (nice 19) costs
+    0.10 only: heavy work that is to run beside a chat should take it.
     """
     cores = max(1, physical_cores)
     return Threads(cores, cores, 50, _bound(cores))

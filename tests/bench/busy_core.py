@@ -4,8 +4,7 @@
 
 One llama.cpp server runs with its own defaults, one with `lib.engines.threads`. Both stay loaded;
 the samples alternate between them, first on a quiet machine, then beside a process that counts as
-fast as it can, then beside the same process at the lowest priority, as this workbench runs its
-own heavy jobs. A sample that foreign work disturbed (more than 0.2 cores) is taken again, a few
+fast as it can, then beside the same process at the lowest priority. A sample that foreign work disturbed (more than 0.2 cores) is taken again, a few
 times; what could not be had undisturbed is left out and counted.
 
 Prints one JSON line; speeds in tokens/s, as llama.cpp itself reports them.

@@ -19,18 +19,6 @@ from lib.course.result import Result
 from lib.store import Store
 from tests.conftest import DEFAULT, ROOT
 
-# Measured anew at every run, so they may differ between two runs on one machine.
-MEASURED = {"choose.machine", "choose.shortlist"}
-
-
-@pytest.fixture
-def home(tmp_path: Path, default_model: Path) -> Path:
-    folder = tmp_path / "home"
-    (folder / "models").mkdir(parents=True)
-    (folder / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
-    return folder
-
-
 @pytest.mark.parametrize("language", ["en", "pt"])
 @pytest.mark.parametrize("lab", labs(), ids=lambda lab: lab.id)
 def test_a_notebook_runs_from_its_own_folder(

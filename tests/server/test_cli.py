@@ -19,15 +19,6 @@ from tests.server.helpers import FORKS, start_python
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def home(tmp_path: Path, default_model: Path) -> Path:
-    """A home of its own with the default model already here."""
-    made = tmp_path / "home"
-    (made / "models").mkdir(parents=True)
-    (made / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
-    return made
-
-
 def in_a_process(arguments: list[str], environment: dict[str, str], folder: Path) -> None:
     """The command line in a process of its own that has only its imports behind it."""
     for name in [name for name in os.environ if name.startswith("BANCADA_")]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import DEFAULT
 from tests.server.helpers import end, engine_children, is_alive, read_line, start_python, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways to end a process")
@@ -44,15 +43,6 @@ for progress in bench.engine("embedded").ensure(bench.settings.default_model):
 """
 
 StartHere = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def home(tmp_path: Path, default_model: Path) -> Path:
-    """A home of its own with the default model already here."""
-    made = tmp_path / "home"
-    (made / "models").mkdir(parents=True)
-    (made / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
-    return made
 
 
 @pytest.fixture
