@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -117,18 +119,25 @@ def shortlist(result: Result, words: Words, prediction: float | None = None) -> 
     return made
 
 
-def hub_sizes(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
-    """The span of file sizes that each repository offers."""
+def hub_sizes(result: Result, words: Words, prediction: float | None = None) -> go.Figure | None:
+    """The smallest and the largest file that each repository offers, on a logarithmic axis; None without sizes."""
     table = _table(result).dropna(subset=["smallest_bytes", "largest_bytes"])
-    made = figure(x=words("charts.file_gib"), height=120 + 34 * max(len(table), 1))
-    made.add_bar(
-        base=table["smallest_bytes"] / GIB,
-        x=(table["largest_bytes"] - table["smallest_bytes"]).clip(lower=MIB) / GIB,
-        y=table["id"],
-        orientation="h",
-        marker={"color": BLUE},
-        hovertemplate="%{y}: %{base:.2f} – %{x:.2f} GiB<extra></extra>",
-    )
+    if table.empty:
+        return None
+    made = figure(x=words("charts.file_mib"), height=140 + 34 * len(table))
+    for row in table.itertuples():
+        made.add_scatter(
+            x=[row.smallest_bytes / MIB, row.largest_bytes / MIB],
+            y=[row.id, row.id],
+            mode="lines+markers",
+            line={"color": BLUE, "width": 4},
+            marker={"color": BLUE, "size": 12},
+            hovertemplate="%{y}: %{x:,.0f} MiB<extra></extra>",
+            showlegend=False,
+        )
+    ends = [math.log10(table["smallest_bytes"].min() / MIB), math.log10(table["largest_bytes"].max() / MIB)]
+    # Whole powers of ten around the sizes: one size alone would otherwise fill the axis with its own decimals.
+    made.update_xaxes(type="log", range=[math.floor(ends[0]), math.ceil(ends[1] + 0.05)], dtick=1)
     made.update_yaxes(autorange="reversed")
     return made
 

@@ -7,14 +7,22 @@ import html
 import pandas as pd
 
 from lib.charts import dressed
-from lib.course.result import Note, Result
+from lib.course.result import Facts, Note
 from lib.course.run import Run
 from lib.text import Words
 
+# A longer value is a sentence, not a figure.
+SHORT = 18
 
-def fact_rows(result: Result, said: Words) -> list[tuple[str, str]]:
+
+def fact_rows(facts: Facts, said: Words) -> list[tuple[str, str]]:
     """Facts as (name, value), both readable."""
-    return [(said.label(name), said.value(name, value)) for name, value in result.facts.items()]
+    return [(said.label(name), said.value(name, value)) for name, value in facts.items()]
+
+
+def chief_facts(facts: Facts, said: Words) -> list[tuple[str, str]]:
+    """The facts that are short enough to be shown large, in the step's order."""
+    return [row for row in fact_rows(facts, said) if len(row[1]) <= SHORT]
 
 
 def sentence(note: Note, said: Words) -> str:
@@ -55,7 +63,7 @@ def predicted(run: Run, said: Words) -> str | None:
 
 def to_text(run: Run, said: Words) -> str:
     """The run as plain text."""
-    rows = fact_rows(run.result, said)
+    rows = fact_rows(run.result.facts, said)
     width = max((len(label) for label, _ in rows), default=0)
     lines = [f"{label:<{width}}  {value}" for label, value in rows]
     prediction = predicted(run, said)
@@ -80,7 +88,7 @@ def show_in_notebook(run: Run) -> None:
         display(dressed(made, dark=False))
     rows = "".join(
         f"<tr><th style='text-align:left'>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>"
-        for label, value in fact_rows(run.result, said)
+        for label, value in fact_rows(run.result.facts, said)
     )
     notes = "".join(f"<p>{html.escape(sentence(one, said))}</p>" for one in run.result.notes)
     display(HTML(f"<table>{rows}</table>{notes}"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 StepFunction = Callable[..., "Result | Iterator[Progress | Result]"]
 # Draws a result, and the learner's prediction in the predicted fact's own unit.
-Chart = Callable[[Result, Words, float | None], go.Figure]
+Chart = Callable[[Result, Words, float | None], go.Figure | None]
 _SCALES = {"_bytes": ("MiB", 2**20), "_tokens_per_s": ("tokens/s", 1), "_s": ("s", 1), "_percent": ("%", 1)}
 
 

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from lib.models.store import ModelStore
 START_S = 120.0
 RESTARTS = 3
 RESTART_WINDOW_S = 60.0
+LOG_KEPT_S = 7 * 86400.0
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -159,6 +161,7 @@ class EmbeddedEngine:
     def _spawn(self, model: str, path: Path) -> _Child:
         try:
             self._logs.mkdir(parents=True, exist_ok=True)
+            _forget_old(self._logs)
             log = self._logs / f"embedded-{os.getpid()}-{secrets.token_hex(3)}.log"
             stderr = log.open("wb")
         except OSError as error:
@@ -269,6 +272,15 @@ class EmbeddedEngine:
         self._status = replace(self._status, state="stopped", model=None, address=None, pid=None)
         if not keep_log:
             child.log.unlink(missing_ok=True)
+
+
+def _forget_old(logs: Path) -> None:
+    """Remove logs of engines that died long ago; a newer one stays, for whoever asks why."""
+    # Another workbench may remove the same one at the same time.
+    with suppress(OSError):
+        for log in logs.glob("embedded-*.log"):
+            if time.time() - log.stat().st_mtime > LOG_KEPT_S:
+                log.unlink()
 
 
 def _read_answers(child: _Child) -> None:

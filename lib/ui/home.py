@@ -58,9 +58,9 @@ def _machine(said: Words) -> None:
 def _chat(said: Words) -> None:
     model = workbench().settings.default_model
     st.subheader(said("home.chat", model=model), anchor=False)
-    if not is_ready():
+    ready = is_ready()
+    if not ready:
         show_arrival(said)
-        return
     history: list[tuple[str, Reply, BancadaError | None]] = st.session_state.setdefault("history", [])
     talk = st.container(height=330, border=True, autoscroll=True)
     with talk:
@@ -68,15 +68,17 @@ def _chat(said: Words) -> None:
             st.markdown(said("home.chat_hint"))
         for question, reply, error in history:
             _turn(question, reply, error, said)
+    suggestion = None
     if not history:
-        suggestion = st.pills(
-            said("home.suggestions"), [said(f"home.suggestion_{n}") for n in (1, 2, 3)], key="suggestion", wrap=True
-        )
-    else:
-        suggestion = None
-    typed = st.chat_input(said("home.ask"), max_chars=MAX_CHARACTERS, submit_mode="stop", key="ask")
-    asked = typed or suggestion
-    if asked:
+        suggested = [said(f"home.suggestion_{n}") for n in (1, 2, 3)]
+        suggestion = st.pills(said("home.suggestions"), suggested, key="suggestion", wrap=True)
+    # It stays while the model is on its way: what is half typed is not lost when the engine has to come back.
+    typed = st.chat_input(said("home.ask"), max_chars=MAX_CHARACTERS, submit_mode="stop", key="ask", disabled=not ready)
+    # A question asked while the engine was gone without the page knowing it waits for the engine.
+    asked = typed or suggestion or st.session_state.pop("waiting_question", None)
+    if asked and not ready:
+        st.session_state["waiting_question"] = asked
+    elif asked:
         _answer(asked, history, talk, said)
         st.rerun()
     if history and st.button(said("home.clear"), icon=":material/delete_sweep:"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from lib.course.draw import sentence
+from lib.course.draw import chief_facts, sentence
 from lib.course.lab import Lab
 from lib.course.quiz import Question
+from lib.course.run import latest_run
 from lib.store import Answer
 from lib.text import Words
 from lib.ui.shell import language, workbench
 from lib.ui.widgets import ask
+
+SUMMARY_FACTS = 3
 
 
 def show_exercise(lab: Lab, said: Words) -> None:
@@ -71,21 +74,22 @@ def _question(lab: Lab, number: int, question: Question, earlier: Answer | None,
 def show_summary(lab: Lab, said: Words) -> None:
     """What the learner measured in this lab: the newest run of every step."""
     cards = workbench().store.cards(workbench().learner, lab.id)
-    newest = {card.step: card for card in reversed(cards)}
-    if not newest:
+    if not cards:
         st.info(said("summary_empty"), icon=":material/info:")
         return
+    newest = [run for step in lab.steps.values() if (run := latest_run(step, workbench(), workbench().learner))]
     rows = [
         (
-            said(f"places.{step}"),
-            said.value("", newest[step].finished_at),
-            said.value("took_s", newest[step].duration_s),
+            said(f"places.{run.step.id}"),
+            " · ".join(f"{name} {value}" for name, value in chief_facts(run.result.facts, said)[:SUMMARY_FACTS]),
+            said.value("took_s", run.duration_s),
+            said.value("", run.finished_at),
         )
-        for step in lab.steps
-        if step in newest
+        for run in newest
     ]
+    columns = [said(f"card.{name}") for name in ("step", "found", "took", "when")]
     st.table(
-        pd.DataFrame(rows, columns=[said("card.step"), said("card.when"), said("card.took")]),
+        pd.DataFrame(rows, columns=columns),
         hide_index=True,
         border="horizontal",
     )

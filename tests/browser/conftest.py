@@ -81,7 +81,20 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Page]]:
 
 
 def settle(page: Page) -> None:
-    """Wait until the page has stopped running its script."""
-    page.wait_for_function(
-        "() => document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'", timeout=60_000
+    """Wait until the page is whole and still: the script has ended, no widget is a placeholder, nothing fades."""
+    page.evaluate(
+        """async (limit) => {
+            const moves = (one) => one.playState === "running" && one.effect.getTiming().iterations !== Infinity;
+            const still = () =>
+                document.querySelector("[data-testid=stApp]")?.dataset.testScriptState === "notRunning" &&
+                !document.querySelector("[data-testid=stSkeleton], [data-stale=true]") &&
+                !document.getAnimations().some(moves);
+            const end = performance.now() + limit;
+            // Between the script's end and a widget's first frame there is a moment in which all seems still.
+            for (let seen = 0; seen < 4; seen = still() ? seen + 1 : 0) {
+                if (performance.now() > end) throw new Error("the page does not settle");
+                await new Promise((resolve) => setTimeout(resolve, 100));
+            }
+        }""",
+        60_000,
     )

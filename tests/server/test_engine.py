@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -322,6 +323,18 @@ def test_an_engine_that_dies_as_it_becomes_ready_is_never_taken_for_ready(
     with pytest.raises(EngineDidNotStart):
         drain(engine.ensure(DEFAULT))
     assert engine.status().state == "stopped"
+
+
+def test_a_dead_engines_log_stays_a_week(make: MakeEngine, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    old, recent = logs / "embedded-1-a.log", logs / "embedded-1-b.log"
+    for log, days in ((old, 8), (recent, 6)):
+        log.write_text("GGML_ASSERT")
+        os.utime(log, (time.time() - days * 86400,) * 2)
+    drain(make().ensure(DEFAULT))
+    assert not old.exists()
+    assert recent.exists()
 
 
 def test_release_leaves_no_child_and_no_log(make: MakeEngine, tmp_path: Path) -> None:

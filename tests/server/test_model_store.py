@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -451,6 +452,23 @@ def test_a_file_of_the_learners_own_is_taken_in(models: ModelStore, small_gguf: 
     assert models.path("small").read_bytes() == small_gguf.read_bytes()
 
 
+def test_two_imports_of_one_file_do_not_write_into_each_other(models: ModelStore, small_gguf: Path) -> None:
+    size = 24 << 20
+    with small_gguf.open("ab") as file:
+        file.write(os.urandom(size))
+    first = models.import_file(small_gguf)
+    for _ in range(3):
+        next(first)
+    with ThreadPoolExecutor(1) as pool:
+        # The second one starts while the first is in the middle of its copy.
+        second = pool.submit(drain, ModelStore(models.folder).import_file(small_gguf))
+        wait([second], timeout=1.0)
+        drain(first)
+        second.result()
+    assert models.path("small").read_bytes() == small_gguf.read_bytes()
+    assert not list((models.folder / "own").glob("*.part"))
+
+
 def test_a_file_that_is_no_model_is_refused_before_it_is_copied(models: ModelStore, tmp_path: Path) -> None:
     text, cut = tmp_path / "letter.gguf", tmp_path / "cut.gguf"
     text.write_text("Dear aunt")
@@ -492,7 +510,7 @@ def test_whatever_a_file_is_called_it_stays_in_the_folder_and_is_found_again(
             return name + ".gguf"
 
     drain(models.import_file(Named(small_gguf)))
-    (new,) = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    (new,) = {path for path in tmp_path.rglob("*") if path.is_file()} - before - {models.folder / "own.lock"}
     assert new.parent == models.folder / "own"
     (found,) = [one for one in models.local() if one.id != "tiny"]
     assert found.path == new
