@@ -30,6 +30,7 @@ def test_a_notebook_runs_from_its_own_folder(
     NotebookClient(book, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"], "a notebook draws it on red"
     figures = [output for output in outputs if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == sum(step.chart is not None for step in lab.steps.values())
     store = Store(f"sqlite:///{home / 'bancada.db'}")
