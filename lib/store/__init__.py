@@ -17,7 +17,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import URL, Engine, create_engine, event, make_url, select
+from sqlalchemy import URL, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
@@ -86,6 +86,12 @@ class Store:
             query = query.where(RunCard.step == step)
         with self._session() as session:
             return list(session.scalars(query.order_by(RunCard.finished_at.desc()).limit(limit)))
+
+    def count_cards(self, learner: str, lab: str) -> int:
+        """How many run cards a learner has of a lab."""
+        query = select(func.count()).where(RunCard.learner == learner, RunCard.lab == lab)
+        with self._session() as session:
+            return session.scalar(query) or 0
 
     def steps_done(self, learner: str, lab: str) -> set[str]:
         """The steps of a lab that a learner has run at least once."""

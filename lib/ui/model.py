@@ -28,13 +28,11 @@ def is_ready() -> bool:
 
 
 def show_arrival(said: Words) -> None:
-    """A progress bar in bytes, cancel and try again; the page reruns once the model is ready."""
-    if is_ready():
-        return
+    """A progress bar in bytes, cancel and try again, for a model that is not ready; the page reruns once it is."""
     task = arrival()
     if not task.running and task.error is None:
         # It was here and is gone: the engine was released or is coming back from a crash.
-        tasks().pop("arrival")
+        tasks().pop("arrival", None)
     _arrival(said)
 
 

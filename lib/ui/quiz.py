@@ -73,11 +73,11 @@ def _question(lab: Lab, number: int, question: Question, earlier: Answer | None,
 
 def show_summary(lab: Lab, said: Words) -> None:
     """What the learner measured in this lab: the newest run of every step."""
-    cards = workbench().store.cards(workbench().learner, lab.id)
-    if not cards:
+    learner = workbench().learner
+    newest = [run for step in lab.steps.values() if (run := latest_run(step, workbench(), learner))]
+    if not newest:
         st.info(said("summary_empty"), icon=":material/info:")
         return
-    newest = [run for step in lab.steps.values() if (run := latest_run(step, workbench(), workbench().learner))]
     rows = [
         (
             said(f"places.{run.step.id}"),
@@ -93,4 +93,6 @@ def show_summary(lab: Lab, said: Words) -> None:
         hide_index=True,
         border="horizontal",
     )
-    st.caption(said("summary_runs", runs=len(cards), steps=len(newest), all=len(lab.steps)))
+    st.caption(
+        said("summary_runs", runs=workbench().store.count_cards(learner, lab.id), steps=len(newest), all=len(lab.steps))
+    )

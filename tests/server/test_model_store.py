@@ -415,6 +415,23 @@ def test_a_disk_that_fills_up_in_mid_download_loses_the_part_and_nothing_else(
     assert sha256(target(models).read_bytes()) == sha256(content)
 
 
+def test_a_download_that_goes_on_needs_room_for_the_rest_only(
+    small_disk: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = random.Random(6).randbytes(MIB) * 40
+    server.paths = {"/": Behaviour(b"hub"), HUB: Behaviour(content)}
+    point_at(monkeypatch, server.address, content)
+    monkeypatch.setattr("lib.models.fetch.RESERVE_BYTES", 0)
+    models = ModelStore(small_disk / "models")
+    with closing(models.fetch("tiny")) as events:
+        for event in events:
+            if event.what == "download" and event.done > 30 * MIB:
+                break
+    (small_disk / "other").write_bytes(b"o" * (20 * MIB))
+    drain(models.fetch("tiny"))
+    assert sha256(target(models).read_bytes()) == sha256(content)
+
+
 def test_too_little_room_is_found_before_a_byte_is_fetched(
     small_disk: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

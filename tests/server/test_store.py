@@ -213,6 +213,16 @@ def test_the_migrations_build_exactly_what_the_models_declare_and_can_be_undone(
     engine.dispose()
 
 
+def test_all_of_a_learners_cards_of_a_lab_are_counted(url: str) -> None:
+    with closing(Store(url)) as store:
+        for _ in range(203):  # more than are read at once
+            store.add_card(card("me"))
+        store.add_card(card("me", lab="another"))
+        store.add_card(card("somebody else"))
+        assert store.count_cards("me", "l") == 203
+        assert store.count_cards("nobody", "l") == 0
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_comes_back_as_it_was(url: str, text: str) -> None:
     with closing(Store(url)) as store:
