@@ -5,12 +5,15 @@ BancadaError
 │   ├── BadParameter
 │   ├── UnknownStep
 │   ├── UnknownModel
-│   └── UnknownEngine
+│   ├── UnknownEngine
+│   ├── TextTooShort
+│   └── StepFirst
 ├── ModelError            a model file
 │   ├── ModelDamaged
 │   ├── ModelNotHere
 │   ├── ModelTooLarge
 │   ├── ChecksumMismatch
+│   ├── QuantizerRefused
 │   └── DownloadFailed
 ├── EngineError           the process that runs a model
 │   ├── EngineDidNotStart
@@ -18,6 +21,14 @@ BancadaError
 │   ├── EngineRefused
 │   ├── EngineSilent
 │   └── PromptTooLong
+├── ToolchainError        an environment of its own, for conversions
+│   ├── UnknownToolchain
+│   ├── ToolchainFailed   it could not be built
+│   │   ├── ToolchainUnreachable
+│   │   └── ToolchainNeedsCompiler
+│   ├── ToolchainBroken
+│   ├── ToolchainDied
+│   └── ChildFailed
 ├── PlaceError            disk and database
 │   ├── DiskFull
 │   ├── CannotWrite
@@ -71,6 +82,14 @@ class UnknownEngine(InputError):
     """Parameters: engine, known."""
 
 
+class TextTooShort(InputError):
+    """Parameters: need, found (tokens)."""
+
+
+class StepFirst(InputError):
+    """A step needs what another one makes. Parameters: step (its key)."""
+
+
 class ModelError(BancadaError):
     """A model file cannot be used."""
 
@@ -89,6 +108,10 @@ class ModelTooLarge(ModelError):
 
 class ChecksumMismatch(ModelError):
     """Parameters: path, expected, found."""
+
+
+class QuantizerRefused(ModelError):
+    """Parameters: why (llama.cpp's own words)."""
 
 
 class DownloadFailed(ModelError):
@@ -117,6 +140,38 @@ class EngineSilent(EngineError):
 
 class PromptTooLong(EngineError):
     """Parameters: prompt_tokens, context_tokens."""
+
+
+class ToolchainError(BancadaError):
+    """An environment of its own, or a process in it, failed."""
+
+
+class UnknownToolchain(ToolchainError):
+    """Parameters: toolchain, known."""
+
+
+class ToolchainFailed(ToolchainError):
+    """It could not be built. Parameters: toolchain, why (pip's last words), log."""
+
+
+class ToolchainUnreachable(ToolchainFailed):
+    """The package index could not be reached. Parameters: toolchain, why."""
+
+
+class ToolchainNeedsCompiler(ToolchainFailed):
+    """A package came as source and could not be compiled. Parameters: toolchain, package, log."""
+
+
+class ToolchainBroken(ToolchainError):
+    """It is here and cannot be used. Parameters: toolchain, why."""
+
+
+class ToolchainDied(ToolchainError):
+    """Its process ended without an answer. Parameters: toolchain, how (signal or exit status), log."""
+
+
+class ChildFailed(ToolchainError):
+    """A library in it raised. Parameters: toolchain, why, log."""
 
 
 class PlaceError(BancadaError):

@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         return self.home / "logs"
 
     @cached_property
+    def toolchains_dir(self) -> Path:
+        """Where the environments of other stacks live."""
+        return self.home / "toolchains"
+
+    @cached_property
     def store_url(self) -> str:
         """The database, as an SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.home / 'bancada.db'}"

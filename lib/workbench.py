@@ -17,6 +17,7 @@ from lib.models.hardware import Machine, probe
 from lib.models.store import ModelStore
 from lib.settings import Settings
 from lib.store import Store
+from lib.toolchains import Toolchains
 
 ENGINES = ("embedded",)
 
@@ -53,6 +54,11 @@ class Workbench:
     def models(self) -> ModelStore:
         """The model files."""
         return ModelStore(self.settings.models_dir, self.hub_token, offline=self.settings.offline)
+
+    @cached_property
+    def toolchains(self) -> Toolchains:
+        """The environments of stacks that cannot share this one."""
+        return Toolchains(self.settings.toolchains_dir, self.settings.logs_dir, offline=self.settings.offline)
 
     @property
     def hub_token(self) -> str | None:

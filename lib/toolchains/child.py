@@ -1,0 +1,150 @@
+"""One request to a toolchain's child process, from its first progress to its answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import shutil
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+
+from lib import errors
+from lib.course.result import Progress
+from lib.errors import BancadaError, CannotWrite, ChildFailed, ToolchainDied, Unforeseen
+from lib.toolchains.process import LINE_BYTES, Supervised, clean_environment, new_log
+
+CHILDREN = Path(__file__).parent / "children"
+_SETTINGS = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    # Olive and OpenVINO ask for this before they report that they started; Olive's own switch comes too late.
+    "CI": "true",
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OTEL_SDK_DISABLED": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUTF8": "1",
+}
+
+
+def run(
+    python: Path, script: Path, request: Mapping[str, Any], toolchain: str, folder: Path, logs: Path
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Run ``script`` with ``python`` on the request; closing the generator ends all of it.
+
+    ``folder`` gets the child's temporary folder. Raises the error that the
+    child names, ChildFailed, ToolchainDied, CannotWrite.
+    """
+    try:
+        log = new_log(logs, f"{toolchain}-{script.stem}")
+        stderr = log.open("wb")
+        work = _work_folder(folder)
+    except OSError as error:
+        raise CannotWrite(path=folder, why=error.strerror or str(error)) from error
+    keep = False
+    try:
+        with stderr:
+            process = _start(python, script, request, work, stderr)
+        try:
+            return (yield from _answer(process, script.stem, toolchain, log))
+        finally:
+            process.stop()
+    except (ToolchainDied, ChildFailed, Unforeseen):
+        keep = True
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if not keep:
+            log.unlink(missing_ok=True)
+
+
+def environment_of(python: Path, work: Path) -> dict[str, str]:
+    """What a child sees: no network, no telemetry, temporary files where they are removed."""
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
+    # An environment of its own must not see the user's packages; this interpreter may have its own among them.
+    alone = {} if str(python) == sys.executable else {"PYTHONNOUSERSITE": "1"}
+    return clean_environment() | _SETTINGS | places | alone
+
+
+def _start(python: Path, script: Path, request: Mapping[str, Any], work: Path, stderr: BinaryIO) -> Supervised:
+    return Supervised([str(python), str(script)], work, environment_of(python, work), stderr, json.dumps(dict(request)))
+
+
+def _answer(process: Supervised, child: str, toolchain: str, log: Path) -> Generator[Progress, None, dict[str, Any]]:
+    progress = Progress(0, 0, "toolchain_start", child)
+    yield progress
+    while True:
+        try:
+            line = process.lines.get(timeout=0.1)
+        except queue.Empty:
+            yield progress  # a moment in which it can be cancelled
+            continue
+        if line is None:
+            raise ToolchainDied(toolchain=toolchain, how=process.how() or "it ended without an answer", log=log)
+        message = _message(line)
+        if "result" in message:
+            result: dict[str, Any] = message["result"]
+            return result
+        if "error" in message:
+            raise _error(message["error"], toolchain, log)
+        if "progress" not in message:
+            raise ToolchainDied(toolchain=toolchain, how=_nonsense(line), log=log)
+        progress = _progress(message["progress"])
+        yield progress
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """The message of a line; of one that is none, nothing."""
+    with suppress(ValueError):
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
+    return {}
+
+
+def _nonsense(line: bytes) -> str:
+    if len(line) > LINE_BYTES:
+        return f"it wrote a line longer than {LINE_BYTES >> 20} MiB"
+    return f"it wrote {line[:60]!r} instead of an answer"
+
+
+def _progress(raw: Mapping[str, Any]) -> Progress:
+    return Progress(float(raw["done"]), float(raw["total"]), str(raw["what"]), str(raw["detail"]))
+
+
+def _error(raw: Mapping[str, Any], toolchain: str, log: Path) -> BancadaError:
+    known = {kind().id: kind for kind in _kinds(errors.BancadaError)}
+    kind = known.get(raw["id"])
+    if kind is None:
+        return Unforeseen(why=f"{toolchain}: {raw['id']} {raw['parameters']}")
+    if kind is ChildFailed:
+        return ChildFailed(toolchain=toolchain, why=raw["parameters"]["why"], log=log)
+    return kind(**raw["parameters"])
+
+
+def _kinds(kind: type[BancadaError]) -> Iterator[type[BancadaError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _kinds(one)
+
+
+def _work_folder(folder: Path) -> Path:
+    """A new folder for one child; those whose process is dead go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("work-*"):
+        with suppress(ValueError):
+            if not psutil.pid_exists(int(old.name.split("-")[1])):
+                shutil.rmtree(old, ignore_errors=True)
+    work = folder / f"work-{os.getpid()}-{secrets.token_hex(4)}"
+    work.mkdir()
+    return work
