@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("model", nargs="?")
     importing = _command(commands, "import", _import, "take in a GGUF file")
     importing.add_argument("file", type=Path)
+    _command(commands, "toolchains", _toolchains, "the environments for conversions, and whether they are here")
+    building = _command(commands, "toolchain", _toolchain, "build one, or mend it: toolchain openvino")
+    building.add_argument("name", metavar="NAME")
     _command(commands, "doctor", _doctor, "check everything, with repairs")
     books = _command(commands, "notebooks", _notebooks, "build the notebooks from the labs")
     books.add_argument("--check", action="store_true", help="compare only; fails on a difference")
@@ -171,6 +174,22 @@ def _import(workbench: Workbench, options: argparse.Namespace) -> int:
     return 0
 
 
+def _toolchains(workbench: Workbench, options: argparse.Namespace) -> int:
+    words = load_words(workbench.language)
+    for one in workbench.toolchains.states():
+        state = words("cli.toolchain_ready" if one.ready else f"cli.toolchain_{one.why}")
+        size = f"~ {words.size(one.need_bytes)}" if one.size_bytes is None else words.size(one.size_bytes)
+        print(f"{one.name:<15} {state:<22} {size:>10}  {words(f'toolchains.{one.name}')}")
+    return 0
+
+
+def _toolchain(workbench: Workbench, options: argparse.Namespace) -> int:
+    words = load_words(workbench.language)
+    path = drain(workbench.toolchains.renew(options.name), words)
+    print(words("cli.toolchain_built", toolchain=options.name, path=path))
+    return 0
+
+
 def _doctor(workbench: Workbench, options: argparse.Namespace) -> int:
     from lib.doctor import examine
 
@@ -179,11 +198,12 @@ def _doctor(workbench: Workbench, options: argparse.Namespace) -> int:
         count += 1
         failed += finding.ok is False
         mark = {True: "[OK]  ", False: "[FAIL]", None: "[–]   "}[finding.ok]
-        print(f"{mark} {words(f'doctor.{finding.check}'):<28} {finding.detail}")
+        about = {name: words.value(name, value) for name, value in finding.parameters.items()}
+        print(f"{mark} {words(f'doctor.{finding.check}', **about):<28} {finding.detail}")
         if finding.error is not None:
             print("       " + "\n       ".join(words.error(finding.error)))
         elif finding.ok is not True:
-            print(f"       → {words(f'doctor.repair_{finding.check}')}")
+            print(f"       → {words(f'doctor.repair_{finding.check}', **about)}")
     print(words("cli.doctor_failed", count=failed, all=count) if failed else words("cli.doctor_ok"))
     return 1 if failed else 0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ class Finding:
     ok: bool | None
     detail: str
     error: BancadaError | None = None
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """What the words of the check and its repair need."""
 
 
 def examine(workbench: Workbench) -> Iterator[Finding]:
@@ -53,6 +55,22 @@ def examine(workbench: Workbench) -> Iterator[Finding]:
             yield Finding(name, ok, detail)
         except BancadaError as error:
             yield Finding(name, False, "", error)
+    yield from _toolchains(workbench)
+
+
+def _toolchains(workbench: Workbench) -> Iterator[Finding]:
+    """One finding a toolchain: ready means that what it is for can be imported."""
+    for state in workbench.toolchains.states():
+        about = {"name": state.name, "need_bytes": state.need_bytes}
+        if not state.ready and state.why != "damaged":
+            check = "toolchain_elsewhere" if state.why == "unsupported" else "toolchain"
+            yield Finding(check, None, "–", parameters=about)
+            continue
+        try:
+            _drain(workbench.toolchains.prove(state.name))
+            yield Finding("toolchain", True, str(state.where), parameters=about)
+        except BancadaError as error:
+            yield Finding("toolchain", False, "", error, about)
 
 
 def _python(_: Workbench) -> tuple[bool, str]:

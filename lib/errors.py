@@ -17,12 +17,14 @@ BancadaError
 │   └── DownloadFailed
 ├── EngineError           the process that runs a model
 │   ├── EngineDidNotStart
+│   ├── EngineAway
 │   ├── EngineDied
 │   ├── EngineRefused
 │   ├── EngineSilent
 │   └── PromptTooLong
 ├── ToolchainError        an environment of its own, for conversions
 │   ├── UnknownToolchain
+│   ├── ToolchainUnsupported
 │   ├── ToolchainFailed   it could not be built
 │   │   ├── ToolchainUnreachable
 │   │   └── ToolchainNeedsCompiler
@@ -34,6 +36,7 @@ BancadaError
 │   ├── CannotWrite
 │   ├── NotADatabase
 │   └── DatabaseBusy
+├── JobDied               the process that runs a step
 ├── Offline               the network, where a step needs it
 ├── Cancelled             the learner stopped it
 └── Unforeseen            a defect of ours
@@ -45,7 +48,10 @@ so this module imports nothing of ours and knows no language.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 class BancadaError(Exception):
@@ -56,10 +62,33 @@ class BancadaError(Exception):
         details = ", ".join(f"{name}={value}" for name, value in parameters.items())
         super().__init__(f"{self.id}: {details}" if details else self.id)
 
+    def record(self) -> dict[str, object]:
+        """The error as plain JSON values; ``from_record`` gives it back."""
+        return {"id": self.id, "parameters": {name: _plain(value) for name, value in self.parameters.items()}}
+
     @property
     def id(self) -> str:
         """The class name in kebab case: ``ModelDamaged`` is ``model-damaged``."""
         return re.sub(r"(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
+
+
+def from_record(record: Mapping[str, Any]) -> BancadaError:
+    """The error that ``record`` wrote; one that this version does not know is a defect."""
+    kind = next((one for one in _kinds(BancadaError) if one.id_of() == record["id"]), None)
+    if kind is None:
+        return Unforeseen(why=f"{record['id']} {record['parameters']}")
+    return kind(**record["parameters"])
+
+
+def _kinds(kind: type[BancadaError]) -> Iterator[type[BancadaError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _kinds(one)
+
+
+def _plain(value: object) -> object:
+    plain = isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 class InputError(BancadaError):
@@ -126,6 +155,10 @@ class EngineDidNotStart(EngineError):
     """Parameters: model, why, log."""
 
 
+class EngineAway(EngineError):
+    """No server answers. Parameters: engine, address, why."""
+
+
 class EngineDied(EngineError):
     """Parameters: how (signal or exit status)."""
 
@@ -148,6 +181,10 @@ class ToolchainError(BancadaError):
 
 class UnknownToolchain(ToolchainError):
     """Parameters: toolchain, known."""
+
+
+class ToolchainUnsupported(ToolchainError):
+    """Its packages are not made for this system. Parameters: toolchain, system."""
 
 
 class ToolchainFailed(ToolchainError):
@@ -192,6 +229,10 @@ class NotADatabase(PlaceError):
 
 class DatabaseBusy(PlaceError):
     """Parameters: path, seconds."""
+
+
+class JobDied(BancadaError):
+    """Parameters: how (signal or exit status), log."""
 
 
 class Offline(BancadaError):

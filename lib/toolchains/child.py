@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import secrets
-import shutil
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
 from lib import errors
 from lib.course.result import Progress
 from lib.errors import BancadaError, CannotWrite, ChildFailed, ToolchainDied, Unforeseen
+from lib.scratch import scratch
 from lib.toolchains.process import LINE_BYTES, Supervised, clean_environment, new_log
 
 CHILDREN = Path(__file__).parent / "children"
@@ -48,22 +44,21 @@ def run(
     try:
         log = new_log(logs, f"{toolchain}-{script.stem}")
         stderr = log.open("wb")
-        work = _work_folder(folder)
     except OSError as error:
-        raise CannotWrite(path=folder, why=error.strerror or str(error)) from error
+        raise CannotWrite(path=logs, why=error.strerror or str(error)) from error
     keep = False
     try:
-        with stderr:
-            process = _start(python, script, request, work, stderr)
-        try:
-            return (yield from _answer(process, script.stem, toolchain, log))
-        finally:
-            process.stop()
+        with scratch(folder) as work:
+            with stderr:
+                process = _start(python, script, request, work, stderr)
+            try:
+                return (yield from _answer(process, script.stem, toolchain, log))
+            finally:
+                process.stop()
     except (ToolchainDied, ChildFailed, Unforeseen):
         keep = True
         raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         if not keep:
             log.unlink(missing_ok=True)
 
@@ -91,6 +86,8 @@ def _answer(process: Supervised, child: str, toolchain: str, log: Path) -> Gener
             continue
         if line is None:
             raise ToolchainDied(toolchain=toolchain, how=process.how() or "it ended without an answer", log=log)
+        if not line.endswith(b"\n") and len(line) <= LINE_BYTES:
+            continue  # it died in the middle of a line; how it ended says more
         message = _message(line)
         if "result" in message:
             result: dict[str, Any] = message["result"]
@@ -136,15 +133,3 @@ def _kinds(kind: type[BancadaError]) -> Iterator[type[BancadaError]]:
     for one in kind.__subclasses__():
         yield one
         yield from _kinds(one)
-
-
-def _work_folder(folder: Path) -> Path:
-    """A new folder for one child; those whose process is dead go."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("work-*"):
-        with suppress(ValueError):
-            if not psutil.pid_exists(int(old.name.split("-")[1])):
-                shutil.rmtree(old, ignore_errors=True)
-    work = folder / f"work-{os.getpid()}-{secrets.token_hex(4)}"
-    work.mkdir()
-    return work

@@ -44,6 +44,7 @@ class Supervised:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            bufsize=0,  # a buffer's lock, held by a reading thread, would stop the interpreter from ending
             **group,  # Ctrl-C is for the app, which then stops the process in order.
         )
         self.lines: queue.Queue[bytes | None] = queue.Queue(maxsize=256)
@@ -53,8 +54,7 @@ class Supervised:
         job = {"command": list(command), "cwd": str(cwd), "environment": dict(environment), "request": request}
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # its end tells why
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
-            self._process.stdin.flush()
+            _write(self._process.stdin.fileno(), json.dumps(job).encode() + b"\n")
 
     def how(self) -> str:
         """How it ended, after its last line: a signal's name or an exit status; empty for 0."""
@@ -77,7 +77,8 @@ class Supervised:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self._kill()
-        self._reader.join(STOP_S)
+        if not sys.is_finalizing():  # then no thread goes on
+            self._reader.join(STOP_S)
         self._process.stdout.close()
 
     def _kill(self) -> None:
@@ -90,18 +91,29 @@ class Supervised:
         self._process.wait()
 
     def _read(self) -> None:
+        """Lines as they come; the end of output, or a line that is too long, is the last."""
         assert self._process.stdout is not None
-        while not self._stopped.is_set():
-            line = self._process.stdout.readline(LINE_BYTES + 1)
-            self._put(line or None)
-            if not line or len(line) > LINE_BYTES:
-                return
+        rest = b""
+        while block := os.read(self._process.stdout.fileno(), 1 << 16):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                self._put(line + b"\n")
+            if len(rest) > LINE_BYTES:
+                break
+        if rest:
+            self._put(rest)
+        self._put(None)
 
     def _put(self, line: bytes | None) -> None:
         while not self._stopped.is_set():
             with suppress(queue.Full):
                 self.lines.put(line, timeout=0.2)
                 return
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
 
 
 def clean_environment() -> dict[str, str]:
