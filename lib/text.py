@@ -109,7 +109,9 @@ class Words:
             return f"{self.number(value * 1000)} ms" if abs(value) < 1 else f"{self.number(value, 2)} s"
         if name == "parameters":
             return self.parameters(value)
-        return self.number(value, 0 if value == int(value) else 2)
+        if value == int(value):
+            return self.number(value)
+        return self.number(value, 2 if abs(value) >= 0.1 else 4)
 
     def parameters(self, count: float) -> str:
         """A parameter count as the field writes it: 135 M, 3.8 B (pt: 3,8 bi)."""

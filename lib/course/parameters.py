@@ -41,7 +41,12 @@ class Text:
     max_length: int = 200
 
 
-Rule = Range | Choice | Text
+@dataclass(frozen=True)
+class ModelName:
+    """The id of a model that came from outside: the catalog's with a file, or the learner's own."""
+
+
+Rule = Range | Choice | Text | ModelName
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class Parameter:
             return ", ".join(str(value) for value in self.rule.values())
         if isinstance(self.rule, Text):
             return f"≤ {self.rule.max_length}"
+        if isinstance(self.rule, ModelName):
+            return "python -m lib.cli models"
         return self.kind.__name__
 
     def _parse_one(self, text: str) -> object:
@@ -120,7 +127,7 @@ def parameters_of(function: Callable[..., object]) -> tuple[Parameter, ...]:
         kind = hints[name]
         if get_origin(kind) is Annotated:
             kind, *extras = get_args(kind)
-            rule = next((extra for extra in extras if isinstance(extra, Range | Choice | Text)), None)
+            rule = next((extra for extra in extras if isinstance(extra, Rule)), None)
         many = get_origin(kind) is tuple
         found.append(Parameter(name, get_args(kind)[0] if many else kind, many, parameter.default, rule))
     return tuple(found)

@@ -97,3 +97,8 @@ def part_of(events: Iterator[Progress | Outcome], done: int = 0, parts: int = 1)
                 outcome = event
     assert outcome is not None
     return outcome
+
+
+def outcome(events: Generator[Progress, None, Outcome]) -> Generator[Progress | Outcome, None, None]:
+    """The same work as a stream whose last event is its outcome, as ``part_of`` takes it."""
+    yield (yield from events)

@@ -11,6 +11,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,6 +121,11 @@ class Tensor:
     offset: int
     size_bytes: int
 
+    @property
+    def weights(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -129,6 +135,13 @@ class Header:
     size_bytes: int
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+
+    @property
+    def alignment(self) -> int:
+        """Every tensor begins at a multiple of so many bytes."""
+        value = self.metadata.get("general.alignment", 32)
+        assert isinstance(value, int)
+        return value
 
 
 def tensor_size_bytes(shape: tuple[int, ...], type: str) -> int:

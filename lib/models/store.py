@@ -56,11 +56,21 @@ class ModelStore:
         self._offline = offline
 
     def local(self) -> tuple[LocalModel, ...]:
-        """Every model that is here: the catalog's first, then the learner's own files."""
+        """Every model that is here: the catalog's first, then the learner's own files, then what was made of them."""
+        made = [path for path in sorted((self.folder / "made").glob("*/*.gguf")) if path.is_file()]
+        others = [LocalModel(f"{path.parent.name}.{path.stem}", path, path.stat().st_size, None) for path in made]
+        return (*self.sources(), *others)
+
+    def sources(self) -> tuple[LocalModel, ...]:
+        """The models that came from outside: the catalog's and the learner's own."""
         catalog = [self._catalog_file(model_id) for model_id in load_catalog()]
         own = [path for path in sorted((self.folder / "own").glob("*.gguf")) if path.is_file()]
         mine = [LocalModel(path.stem, path, path.stat().st_size, None) for path in own]
         return tuple(model for model in (*catalog, *mine) if model is not None)
+
+    def made_path(self, model_id: str, format: str) -> Path:
+        """Where a model's GGUF of another format stands once it is made; its id is ``<model>.<format>``."""
+        return self.folder / "made" / model_id / f"{format}.gguf"
 
     def path(self, model_id: str) -> Path:
         """The file of a model that is here; raises ModelNotHere or UnknownModel."""
@@ -73,8 +83,12 @@ class ModelStore:
 
     def names(self) -> tuple[str, ...]:
         """Ids of every model that is here or can be fetched."""
+        return tuple(dict.fromkeys([*self.source_names(), *(model.id for model in self.local())]))
+
+    def source_names(self) -> tuple[str, ...]:
+        """Ids of the models that come from outside: fetchable or here."""
         fetchable = [model.id for model in load_catalog().values() if model.file]
-        return tuple(dict.fromkeys([*fetchable, *(model.id for model in self.local())]))
+        return tuple(dict.fromkeys([*fetchable, *(model.id for model in self.sources())]))
 
     def known_sha256(self, model_id: str) -> str | None:
         """The verified checksum of a catalog model that is here."""

@@ -32,7 +32,7 @@ def draw_run(run: Run, said: Words) -> None:
     if others:
         st.table(dict(others), border="horizontal")
     if run.result.notes:
-        st.info("\n\n".join(sentence(one, said) for one in run.result.notes), icon=":material/info:")
+        st.info("\n\n".join(_no_formula(sentence(one, said)) for one in run.result.notes), icon=":material/info:")
     if run.result.table is not None and len(run.result.table):
         with st.expander(said("the_table"), icon=":material/table:", expanded=made is None):
             draw_table(run.result.table, said)
@@ -54,6 +54,11 @@ def show_source(step: Step, said: Words) -> None:
     with st.expander(said("the_code"), icon=":material/code:"):
         st.code(step.source, language="python", line_numbers=True)
         st.caption(said("same_code", command=f"python -m lib.cli run {step.key}"))
+
+
+def _no_formula(text: str) -> str:
+    """Dollar signs as such: a model's answer about prices is not a formula."""
+    return text.replace("$", "\\$")
 
 
 def _prediction(run: Run, said: Words) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from lib.course.parameters import Choice, Parameter, Range, Text
+from lib.course.parameters import Choice, ModelName, Parameter, Range, Text
 from lib.text import Words
+from lib.ui.shell import workbench
 
 # Pixels: two stand beside each other on the bench, one on a phone.
 WIDTH = 250
+# A text that may be longer than a line of the bench gets a box of its own.
+ONE_LINE = 200
 
 
 def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
@@ -24,6 +27,11 @@ def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
         return st.number_input(
             label, kind(rule.low), kind(rule.high), kind(start), kind(rule.step or 1), key=key, width=WIDTH
         )
+    if isinstance(rule, ModelName):
+        names = list(workbench().models.source_names())
+        return st.selectbox(label, names, names.index(start) if start in names else 0, key=key, width=WIDTH)
+    if isinstance(rule, Text) and rule.max_length > ONE_LINE:
+        return st.text_area(label, start, max_chars=rule.max_length, key=key, height=110)
     if isinstance(rule, Text):
         return st.text_input(label, start, max_chars=rule.max_length, key=key, width=WIDTH)
     return st.checkbox(label, start, key=key)

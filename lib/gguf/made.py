@@ -1,0 +1,217 @@
+"""GGUF files that the workbench makes from a model: planned, written, verified, kept with a manifest.
+
+A format is always made from the model's F16, and that from the file the model came in. What was
+made is found again by its manifest, so that the same format is never written twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from lib.course.result import Progress
+from lib.errors import CannotWrite, ModelDamaged
+from lib.gguf.formats import FORMATS, REFERENCE
+from lib.gguf.header import BLOCKS, Header, Tensor, read_header, tensor_size_bytes
+from lib.models.fetch import check_space, place_error
+
+if TYPE_CHECKING:
+    from lib.workbench import Workbench
+
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a format would make of a model: every tensor with its new type, and the whole file's size."""
+
+    format: str
+    tensors: tuple[Tensor, ...]
+    size_bytes: int
+    fallbacks: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of all tensors over the number of weights."""
+        return bits_per_weight(self.tensors)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A GGUF file of a format, and what making it took. ``reused`` when it was here already."""
+
+    path: Path
+    format: str
+    size_bytes: int
+    sha256: str
+    source_sha256: str
+    seconds: float
+    peak_bytes: int
+    quantizer: str
+    reused: bool = False
+
+
+def bits_per_weight(tensors: Iterable[Tensor]) -> float:
+    """Bits over weights of some tensors."""
+    found = list(tensors)
+    return sum(one.size_bytes for one in found) * 8 / sum(one.weights for one in found)
+
+
+def ensure_source(workbench: Workbench, model: str) -> Generator[Progress, None, Path]:
+    """The file that a model came in, fetched if need be; raises ModelError kinds."""
+    if model not in {one.id for one in workbench.models.local()}:
+        yield from workbench.models.fetch(model)
+    return workbench.models.path(model)
+
+
+def plan_formats(
+    workbench: Workbench, model: str, formats: Iterable[str]
+) -> Generator[Progress, None, Mapping[str, Plan]]:
+    """Ask llama.cpp's own rules what each format makes of every tensor; nothing is written."""
+    source = yield from ensure_source(workbench, model)
+    header = read_header(source)
+    wanted = {name: FORMATS[name].ftype for name in formats}
+    request = {"op": "plan", "source": str(source), "formats": wanted, "threads": 1}
+    answer = yield from workbench.toolchains.call("here", "quantizer", request)
+    return {name: _planned(header, name, types) for name, types in answer["plans"].items()}
+
+
+def ensure_format(workbench: Workbench, model: str, format: str) -> Generator[Progress, None, Path]:
+    """The path of a model's GGUF in a format, made now unless it is here."""
+    made = yield from make_format(workbench, model, format)
+    return made.path
+
+
+def make_format(workbench: Workbench, model: str, format: str) -> Generator[Progress, None, Made]:
+    """Make a model's GGUF in a format unless it is here; two that ask at once make one.
+
+    Raises ModelError kinds, QuantizerRefused, DiskFull, CannotWrite. Whatever happens, no file stands
+    under the format's name that was not written to its end and read again.
+    """
+    target = workbench.models.made_path(model, format)
+    source = yield from ensure_source(workbench, model)
+    reference: Path | None = None
+    if format != REFERENCE:
+        # F16 first: every format is then made from the same weights, and can be compared with them.
+        reference = yield from ensure_format(workbench, model, REFERENCE)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{target}.lock")
+        yield from _take(lock, format)
+        try:
+            if (found := _kept(target, source)) is not None:
+                return found
+            return (yield from _make(workbench, reference or source, source, target, format))
+        finally:
+            lock.release()
+    except OSError as error:
+        raise CannotWrite(path=target.parent, why=error.strerror or str(error)) from error
+
+
+def _make(
+    workbench: Workbench, quantized: Path, source: Path, target: Path, format: str
+) -> Generator[Progress, None, Made]:
+    header = read_header(quantized)
+    threads = psutil.cpu_count(logical=False) or 1
+    asked = {"source": str(quantized), "threads": threads}
+    plans = yield from workbench.toolchains.call(
+        "here", "quantizer", {"op": "plan", **asked, "formats": {format: FORMATS[format].ftype}}
+    )
+    plan = _planned(header, format, plans["plans"][format])
+    for abandoned in target.parent.glob(f"{format}.*.part"):
+        abandoned.unlink()
+    check_space(target.parent, plan.size_bytes)
+    part = target.with_name(f"{format}.{os.getpid()}.part")
+    try:
+        request = {"op": "quantize", **asked, "format": format, "ftype": FORMATS[format].ftype, "out": str(part)}
+        answer = yield from workbench.toolchains.call("here", "quantizer", request)
+        _verify(part, plan)
+        yield Progress(1, 1, "verify")
+        made = Made(
+            target, format, part.stat().st_size, sha256_of(part), sha256_of(source), answer["seconds"],
+            answer["peak_bytes"], answer["version"],
+        )  # fmt: skip
+        _write_manifest(made, source)
+        part.replace(target)
+        return made
+    except OSError as error:
+        raise place_error(error, part) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _planned(header: Header, format: str, types: Mapping[str, str]) -> Plan:
+    # A type that the reader does not know cannot be sized; saying so beats a wrong size.
+    unknown = sorted(set(types.values()) - set(BLOCKS))
+    if unknown or set(types) != {one.name for one in header.tensors}:
+        raise ModelDamaged(path=str(header.path), why=f"the quantizer planned {unknown or 'other tensors'}")
+    tensors, at = [], header.tensors[0].offset if header.tensors else header.size_bytes
+    for one in header.tensors:
+        size = tensor_size_bytes(one.shape, types[one.name])
+        tensors.append(replace(one, type=types[one.name], size_bytes=size, offset=at))
+        at += -(-size // header.alignment) * header.alignment
+    named = FORMATS[format].type
+    finer = [one for one in tensors if len(one.shape) > 1 and _is_fallback(one, named)]
+    return Plan(format, tuple(tensors), at, len(finer))
+
+
+def _is_fallback(tensor: Tensor, named: str) -> bool:
+    """Whether a row's length kept a tensor from a type with blocks of 256."""
+    return BLOCKS[named][0] == 256 and tensor.shape[0] % 256 != 0 and BLOCKS[tensor.type][0] < 256
+
+
+def _verify(part: Path, plan: Plan) -> None:
+    written = read_header(part)
+    if {one.name: one.type for one in written.tensors} != {one.name: one.type for one in plan.tensors}:
+        raise ModelDamaged(path=str(part), why="the quantizer wrote other types than it planned")
+
+
+def _take(lock: FileLock, format: str) -> Generator[Progress, None, None]:
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0.3)
+        except Timeout:
+            yield Progress(0, 0, "shared_quantize", format)
+
+
+def _kept(target: Path, source: Path) -> Made | None:
+    """What was made before, if it is whole and from this very source."""
+    manifest = _manifest(target)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        raw: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        if raw.pop("source_stat") == _stat(source) and target.stat().st_size == raw["size_bytes"]:
+            return Made(**{**raw, "path": target, "reused": True})
+    return None
+
+
+def _write_manifest(made: Made, source: Path) -> None:
+    values = {name: value for name, value in asdict(made).items() if name not in ("path", "reused")}
+    manifest = _manifest(made.path)
+    part = manifest.with_suffix(".json.part")
+    part.write_text(json.dumps({**values, "source_stat": _stat(source)}, indent=1), encoding="utf-8")
+    part.replace(manifest)
+
+
+def _manifest(target: Path) -> Path:
+    return target.with_suffix(".json")
+
+
+def _stat(source: Path) -> list[int]:
+    """What tells a file from another of its name without reading it."""
+    found = source.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
