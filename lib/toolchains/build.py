@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import queue
 import re
 import shutil
@@ -15,7 +16,6 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import suppress
-from os import getpid
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +50,7 @@ def make(toolchain: Toolchain, target: Path, logs: Path) -> Generator[Progress, 
 
     Raises ToolchainFailed kinds, DiskFull, CannotWrite.
     """
-    part = target.with_name(f"{target.name}.part-{getpid()}")
+    part = target.with_name(f"{target.name}.part-{os.getpid()}")
     remove_leftovers(toolchain, target)
     check_space(target.parent, toolchain.need_bytes)
     started = time.monotonic()
@@ -83,7 +83,7 @@ def prove(toolchain: Toolchain, python: Path, work: Path, log: BinaryIO) -> Gene
     """Import what it is for, in a process of its own."""
     script = "; ".join(f"import {name}" for name in toolchain.probe)
     process = Supervised([str(python), "-c", script], work, environment_of(python, work), log)
-    return (yield from _watch(process, log, _Still("toolchain_prove"))) == ""
+    return (yield from _watch(process, log, _Still("toolchain_prove", 1))) == ""
 
 
 def progress_of_others(toolchain: Toolchain, folder: Path) -> Progress:
@@ -122,8 +122,8 @@ class _StepFailed(Exception):
 class _Still:
     """Progress of a step that cannot be counted."""
 
-    def __init__(self, what: str) -> None:
-        self._now = Progress(0, 0, what)
+    def __init__(self, what: str, share: float) -> None:
+        self._now = Progress(share, 1, what)
 
     def see(self, line: str) -> None:
         """Nothing to learn from a line."""
@@ -164,7 +164,7 @@ def _make(toolchain: Toolchain, part: Path, folder: Path, log: BinaryIO) -> Gene
     # pip's downloads count as part of the build: they go when it goes.
     environment = clean_environment() | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work))
     venv = [sys.executable, "-m", "venv", str(part)]
-    if (yield from _watch(Supervised(venv, folder, environment, log), log, _Still("toolchain_venv"))):
+    if (yield from _watch(Supervised(venv, folder, environment, log), log, _Still("toolchain_venv", 0))):
         raise _StepFailed("venv")
     command = [str(python_of(part)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     install = Supervised([*command, "-r", str(toolchain.requirements)], folder, environment, log)
@@ -189,6 +189,7 @@ def _watch(process: Supervised, log: BinaryIO, counter: _Still | _Pip) -> Genera
                 return process.how()
             log.write(line)
             counter.see(line.decode(errors="replace").lstrip())
+            yield counter.now()
     finally:
         process.stop()
 
@@ -250,7 +251,8 @@ def _count(environment: Path) -> int:
 def _size(folder: Path) -> int:
     """Bytes of all files below; files may come and go meanwhile."""
     size = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            size += path.lstat().st_size
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                size += Path(parent, name).lstat().st_size
     return size

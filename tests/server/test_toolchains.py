@@ -274,7 +274,9 @@ def test_two_processes_that_ask_at_once_make_one_environment(tmp_path: Path) -> 
     assert len(environments(made(tmp_path, {}))) == 1
 
 
-def _build_slowly(folder: Path, wire: Connection) -> None:
+def _build_slowly(folder: Path, environment: dict[str, str], wire: Connection) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for one in made(folder, tiny(folder, "slowly==1.0", probe="slowly")).ensure("tiny"):
         wire.send((one.what, one.detail))
 
@@ -284,7 +286,7 @@ def test_killed_in_mid_build_it_leaves_nothing_usable_and_no_pip_and_the_next_on
     tmp_path: Path, slow_index: FileServer, moment: str
 ) -> None:
     toolchains = made(tmp_path, tiny(tmp_path, "slowly==1.0", probe="slowly"))
-    builder = Other(_build_slowly, tmp_path)
+    builder = Other(_build_slowly, tmp_path, dict(os.environ))
     try:
         while builder.says()[0] != moment:
             pass
