@@ -6,11 +6,9 @@ Exit status: 0 done, 1 something failed, 2 the command or a parameter is wrong, 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +18,12 @@ from pydantic import ValidationError
 from lib.course import notebook
 from lib.course.bar import drain
 from lib.course.draw import to_text
-from lib.course.lab import Lab, Step
+from lib.course.lab import Step
+from lib.course.labs import find_step, labs
 from lib.course.run import run_here
-from lib.errors import BadParameter, BancadaError, InputError, UnknownStep
+from lib.errors import BadParameter, BancadaError, InputError
 from lib.text import LANGUAGES, load_words
 from lib.workbench import Workbench
-
-
-def labs() -> list[Lab]:
-    """Every lab of the course, in order. Found by folder: the library does not import the course."""
-    course = importlib.import_module("labs")
-    found = [importlib.import_module(f"labs.{one.name}.checks").LAB for one in pkgutil.iter_modules(course.__path__)]
-    return sorted(found, key=lambda lab: lab.number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "toolchains", _toolchains, "the environments for conversions, and whether they are here")
     building = _command(commands, "toolchain", _toolchain, "build one, or mend it: toolchain openvino")
     building.add_argument("name", metavar="NAME")
+    _command(commands, "jobs", _jobs, "what runs on this machine, and what waits")
     _command(commands, "doctor", _doctor, "check everything, with repairs")
     books = _command(commands, "notebooks", _notebooks, "build the notebooks from the labs")
     books.add_argument("--check", action="store_true", help="compare only; fails on a difference")
@@ -115,7 +108,7 @@ def _list(workbench: Workbench, options: argparse.Namespace) -> int:
 
 
 def _run(workbench: Workbench, options: argparse.Namespace) -> int:
-    step = _find(options.step)
+    step = find_step(options.step)
     # What stands after the step's name is the step's, except the options of ``run`` itself.
     extra, unknown = _parser_of(step).parse_known_args(options.parameters)
     if unknown:
@@ -133,13 +126,6 @@ def _run(workbench: Workbench, options: argparse.Namespace) -> int:
     print(to_text(run, words))
     print("\n" + words("cli.run_kept", card=run.card_id[:12], took=words.value("took_s", run.duration_s)))
     return 0
-
-
-def _find(key: str) -> Step:
-    steps = {step.key: step for lab in labs() for step in lab.steps.values()}
-    if key not in steps:
-        raise UnknownStep(step=key, known=", ".join(steps))
-    return steps[key]
 
 
 def _parser_of(step: Step) -> argparse.ArgumentParser:
@@ -187,6 +173,20 @@ def _toolchain(workbench: Workbench, options: argparse.Namespace) -> int:
     words = load_words(workbench.language)
     path = drain(workbench.toolchains.renew(options.name), words)
     print(words("cli.toolchain_built", toolchain=options.name, path=path))
+    return 0
+
+
+def _jobs(workbench: Workbench, options: argparse.Namespace) -> int:
+    from lib.jobs import Jobs
+
+    words, jobs = load_words(workbench.language), Jobs(workbench)
+    jobs.recover()
+    for job in jobs.active():
+        elapsed = words.value("elapsed_s", job.elapsed_s) if job.started_at else "–"
+        state = words.choice(job.state, "job_state")
+        print(f"{state:<12} {f'{job.lab}.{job.step}':<24} {elapsed:>10}  {', '.join(job.learners)}")
+    if not jobs.active():
+        print(words("cli.jobs_none"))
     return 0
 
 

@@ -74,7 +74,7 @@ class BancadaError(Exception):
 
 def from_record(record: Mapping[str, Any]) -> BancadaError:
     """The error that ``record`` wrote; one that this version does not know is a defect."""
-    kind = next((one for one in _kinds(BancadaError) if one.id_of() == record["id"]), None)
+    kind = next((one for one in _kinds(BancadaError) if one().id == record["id"]), None)
     if kind is None:
         return Unforeseen(why=f"{record['id']} {record['parameters']}")
     return kind(**record["parameters"])

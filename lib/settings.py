@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     def logs_dir(self) -> Path:
         """Where engine logs live."""
         return self.home / "logs"
+    @cached_property
+    def jobs_dir(self) -> Path:
+        """Where the locks of long work live."""
+        return self.home / "jobs"
+
 
     @cached_property
     def toolchains_dir(self) -> Path:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import threading
 import time
-import uuid
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from lib.background import Background
 from lib.course.lab import Step
+from lib.course.performed import Performed
 from lib.course.result import Progress, Result
-from lib.errors import BadParameter
+from lib.course.turn import take_turn
+from lib.errors import BadParameter, BancadaError, Unforeseen
 from lib.store import RunCard
 from lib.versions import versions
 
@@ -52,27 +52,55 @@ class Run:
 def execute(
     step: Step, workbench: Workbench, given: Mapping[str, object], prediction: float | None = None
 ) -> Generator[Progress, None, Run]:
-    """Run ``step``, yielding its progress; closing the generator cancels it.
+    """Run ``step`` and keep its run card, yielding its progress; closing the generator cancels it.
 
     ``prediction`` is as typed, in the unit of ``step.predict``. Raises
     BadParameter before anything runs, and whatever BancadaError the step raises.
     """
+    base = predicted(step, prediction)
+    performed = yield from perform(step, workbench, given)
+    card = performed.card(workbench.learner, base)
+    workbench.store.add_card(card)
+    return from_card(step, card, step.lab.words(workbench.language))
+
+
+def perform(step: Step, workbench: Workbench, given: Mapping[str, object]) -> Generator[Progress, None, Performed]:
+    """Run ``step`` and keep nothing. A long one waits for its turn: two that measure at once measure each other."""
     values = step.check(given)
-    if prediction is not None and not math.isfinite(prediction):
-        raise BadParameter(name="prediction", value=prediction, allowed="-10^308 … 10^308")
-    started = time.monotonic()
-    result: Result | None = None
-    with closing(step.events(workbench, values)) as events:  # type: ignore[type-var]
-        for event in events:
+    with ExitStack() as stack:
+        if step.long:
+            yield from take_turn(workbench.settings.jobs_dir, stack)
+        started = time.monotonic()
+        result: Result | None = None
+        for event in stack.enter_context(closing(step.events(workbench, values))):  # type: ignore[type-var]
             if isinstance(event, Result):
                 result = event
             else:
                 yield event
-    assert result is not None, f"{step.key} gave no Result"
-    base = step.predict.base(prediction) if step.predict and prediction is not None else None
-    card = _card(step, workbench, values, base, result, time.monotonic() - started)
-    workbench.store.add_card(card)
-    return from_card(step, card, step.lab.words(workbench.language))
+        assert result is not None, f"{step.key} gave no Result"
+        return _performed(step, workbench, values, result, time.monotonic() - started)
+
+
+def predicted(step: Step, typed: float | None) -> float | None:
+    """A typed prediction in the predicted fact's own unit; raises BadParameter for one that is no number."""
+    if typed is None:
+        return None
+    base = step.predict.base(typed) if step.predict else typed
+    if not math.isfinite(base):
+        raise BadParameter(name="prediction", value=typed, allowed="-10^300 … 10^300")
+    return base if step.predict else None
+
+
+@contextmanager
+def only_ours() -> Iterator[None]:
+    """Turn a defect inside the block into Unforeseen, its traceback in the log: a learner sees an error card."""
+    try:
+        yield
+    except BancadaError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).exception("a step failed")
+        raise Unforeseen(why=f"{type(error).__name__}: {error}") from error
 
 
 def from_card(step: Step, card: RunCard, words: Words) -> Run:
@@ -92,57 +120,30 @@ def run_here(step: Step, workbench: Workbench, given: Mapping[str, object], pred
     """Run a step to its end in this thread, with a progress bar where one can be seen."""
     from lib.course.bar import drain
 
-    return drain(execute(step, workbench, given, prediction), step.lab.words(workbench.language))
+    # Closed at once: the traceback that a notebook keeps would hold the generator, and with it the machine's turn.
+    with closing(execute(step, workbench, given, prediction)) as events:
+        return drain(events, step.lab.words(workbench.language))
 
 
-class BackgroundRuns:
-    """The runs of one process, at most one a learner and step."""
-
-    def __init__(self) -> None:
-        self._runs: dict[tuple[str, str], Background[Run]] = {}
-        self._lock = threading.Lock()
-
-    def start(
-        self, learner: str, step: Step, workbench: Workbench, given: Mapping[str, object], prediction: float | None
-    ) -> Background[Run]:
-        """Start a run, or give back the one that this learner has going for the step."""
-        step.check(given)
-        with self._lock:
-            current = self._runs.get((learner, step.key))
-            if current is None or not current.running:
-                current = self._runs[learner, step.key] = Background(
-                    execute(step, workbench, given, prediction), f"run {step.key}"
-                )
-            return current
-
-    def find(self, learner: str, step: Step) -> Background[Run] | None:
-        """The learner's newest run of the step in this process, running or ended."""
-        return self._runs.get((learner, step.key))
-
-    def forget(self, learner: str, step: Step) -> None:
-        """Drop an ended run."""
-        with self._lock:
-            current = self._runs.get((learner, step.key))
-            if current is not None and not current.running:
-                del self._runs[learner, step.key]
+def run_at_once(step: Step, workbench: Workbench, given: Mapping[str, object], prediction: float | None) -> Run:
+    """Run a short step to its end in this thread, in silence; raises BancadaError kinds and nothing else."""
+    with only_ours(), closing(execute(step, workbench, given, prediction)) as events:
+        while True:
+            try:
+                next(events)
+            except StopIteration as stop:
+                run: Run = stop.value
+                return run
 
 
-def _card(
-    step: Step,
-    workbench: Workbench,
-    values: dict[str, Any],
-    prediction: float | None,
-    result: Result,
-    duration_s: float,
-) -> RunCard:
+def _performed(
+    step: Step, workbench: Workbench, values: Mapping[str, Any], result: Result, duration_s: float
+) -> Performed:
     model = values.get("model")
-    return RunCard(
-        id=uuid.uuid4().hex,
-        learner=workbench.learner,
+    return Performed(
         lab=step.lab.id,
         step=step.id,
-        parameters={name: list(value) if isinstance(value, tuple) else value for name, value in values.items()},
-        prediction=prediction,
+        parameters=plain(values),
         result=result.to_json(),
         versions=versions(),
         machine=workbench.machine.summary(),
@@ -150,3 +151,8 @@ def _card(
         duration_s=duration_s,
         finished_at=datetime.now(UTC),
     )
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked parameters as JSON has them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

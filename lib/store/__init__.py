@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from lib.errors import CannotWrite, DatabaseBusy, DiskFull, NotADatabase
+from lib.store.jobs import JobTable
 from lib.store.tables import Answer, RunCard, now
 
 try:
@@ -69,6 +71,11 @@ class Store:
     def close(self) -> None:
         """Give back every connection."""
         self._engine.dispose()
+
+    @cached_property
+    def jobs(self) -> JobTable:
+        """The jobs that were asked for."""
+        return JobTable(self._session, _INSERTS[self._engine.dialect.name])
 
     def add_card(self, card: RunCard) -> str:
         """Keep a run card; gives back its id."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from lib.course.lab import Lab, Step
-from lib.course.run import Run, latest_run
-from lib.errors import BadParameter, Cancelled
+from lib.course.parameters import Parameter
+from lib.course.run import Run, latest_run, run_at_once
+from lib.errors import BadParameter, BancadaError
+from lib.jobs import Job
 from lib.text import Words
 from lib.ui.draw import draw_run, show_source
 from lib.ui.model import show_progress
 from lib.ui.quiz import show_exercise, show_quiz, show_summary
-from lib.ui.shell import enter_by_the_front_door, errors_shown, header, language, runs, show_error, workbench
+from lib.ui.shell import enter_by_the_front_door, errors_shown, header, jobs, language, show_error, workbench
 from lib.ui.widgets import ask
 
 
@@ -81,43 +86,47 @@ def _draw_place(lab: Lab, place: str, said: Words) -> None:
 
 
 def _draw_step(step: Step, said: Words) -> None:
-    last = latest_run(step, workbench(), workbench().learner)
+    learner = workbench().learner
+    # The job first: one that is done has its run card in the store.
+    job = jobs().newest(learner, step) if step.long else None
+    last = latest_run(step, workbench(), learner)
     with st.container(border=True):
+        before = job.parameters if job and job.active else last.parameters if last else {}
         values = {}
         with st.container(horizontal=True):
             for one in step.parameters:
-                values[one.name] = ask(one, f"{step.key}.{one.name}", _start(one.name, one.default, last, step), said)
+                values[one.name] = ask(one, f"{step.key}.{one.name}", _start(one, before, step), said)
         prediction = _ask_prediction(step, said)
-        current = runs().find(workbench().learner, step)
-        busy = current is not None and current.running
         if st.button(
             said("run_again" if last else "run"),
             key=f"run.{step.key}",
             type="primary",
             icon=":material/play_arrow:",
-            disabled=busy,
+            disabled=job is not None and job.active,
         ):
-            runs().start(workbench().learner, step, workbench(), values, prediction)
-            current, busy = runs().find(workbench().learner, step), True
-            if current and not step.long:
-                current.wait(10.0)
-    if current is not None:
-        _follow(step, said)
-        last = latest_run(step, workbench(), workbench().learner)
-    if last is not None and not (current is not None and current.running):
-        draw_run(last, said)
-    elif last is None and current is None:
-        st.caption(said("nothing_yet"))
+            if step.long:
+                job = jobs().submit(learner, step, values, prediction)
+            else:
+                last = _run_at_once(step, values, prediction, said) or last
+    if job is not None and job.active:
+        _watch(step, said)
+    else:
+        if job is not None and (last is None or (job.finished_at or last.finished_at) > last.finished_at):
+            _show_end(job, said)
+        if last is not None:
+            draw_run(last, said)
+        elif job is None:
+            st.caption(said("nothing_yet"))
     show_source(step, said)
 
 
-def _start(name: str, default: object, last: Run | None, step: Step) -> object:
+def _start(parameter: Parameter, before: Mapping[str, Any], step: Step) -> object:
     """Where a widget starts: at what the learner ran last, if that is still allowed."""
-    value = last.parameters.get(name, default) if last else default
+    value = before.get(parameter.name, parameter.default)
     try:
-        return step.check({name: tuple(value) if isinstance(value, list) else value})[name]
+        return step.check({parameter.name: value})[parameter.name]
     except BadParameter:
-        return default
+        return parameter.default
 
 
 def _ask_prediction(step: Step, said: Words) -> float | None:
@@ -135,29 +144,61 @@ def _ask_prediction(step: Step, said: Words) -> float | None:
     )
 
 
-def _follow(step: Step, said: Words) -> None:
-    current = runs().find(workbench().learner, step)
-    assert current is not None
-    if current.running:
-        _watch(step, said)
-        return
-    if isinstance(current.error, Cancelled):
+def _run_at_once(step: Step, values: Mapping[str, object], prediction: float | None, said: Words) -> Run | None:
+    with st.spinner(said("progress.starting")):
+        try:
+            return run_at_once(step, workbench(), values, prediction)
+        except BancadaError as error:
+            show_error(error, said)
+            return None
+
+
+def _show_end(job: Job, said: Words) -> None:
+    """How a run ended that left no run card, until the learner runs the step again or hides it."""
+    learner = workbench().learner
+    if job.state == "cancelled":
         st.info(said("cancelled"), icon=":material/pause_circle:")
-    elif current.error is not None:
-        show_error(current.error, said)
-    runs().forget(workbench().learner, step)
+        jobs().hide(job.id, learner)
+        return
+    if job.state == "interrupted":
+        st.info(said("jobs.interrupted"), icon=":material/power_off:")
+    elif job.error is not None:
+        show_error(job.error, said)
+    else:
+        return
+    with st.container(horizontal=True):
+        if job.state == "interrupted" and st.button(
+            said("run_again"), key=f"again.{job.id}", icon=":material/refresh:"
+        ):
+            jobs().again(job, learner)
+            st.rerun()
+        if st.button(said("jobs.hide"), key=f"hide.{job.id}", type="tertiary", icon=":material/close:"):
+            jobs().hide(job.id, learner)
+            st.rerun()
 
 
 @st.fragment(run_every=0.4)
 def _watch(step: Step, said: Words) -> None:
-    current = runs().find(workbench().learner, step)
-    if current is None or not current.running:
+    learner = workbench().learner
+    job = jobs().newest(learner, step)
+    if job is None or not job.active:
         st.rerun()
         return
-    show_progress(current.progress, said)
-    st.caption(said("running_for", elapsed=said.value("elapsed_s", max(1.0, current.elapsed_s))))
-    if st.button(said("cancel"), key=f"cancel.{step.key}", icon=":material/cancel:"):
-        current.cancel()
+    if job.state == "queued":
+        key = {0: "jobs.next", 1: "jobs.before_one"}.get(job.before, "jobs.before")
+        st.info(said(key, before=job.before), icon=":material/hourglass_top:")
+        st.caption(said("jobs.keep"))
+    elif job.state == "running":
+        show_progress(job.progress, said)
+        st.caption(said("running_for", elapsed=said.value("elapsed_s", max(1.0, job.elapsed_s))))
+    else:
+        st.caption(said("jobs.stopping"))
+        return
+    with st.container(horizontal=True):
+        if st.button(said("cancel"), key=f"cancel.{step.key}", icon=":material/cancel:"):
+            jobs().cancel(job.id, learner)
+            st.rerun(scope="fragment")
+        st.page_link("pages/queue.py", label=said("pages.queue"), icon=":material/view_list:")
 
 
 def _neighbours(places: list[str], place: str, said: Words) -> None:

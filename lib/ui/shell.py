@@ -10,15 +10,15 @@ import streamlit as st
 from pydantic import ValidationError
 
 from lib.background import Background
-from lib.course.run import BackgroundRuns
 from lib.errors import BadParameter, BancadaError
+from lib.jobs import Jobs
 from lib.settings import Settings
 from lib.text import LANGUAGES, Words, load_words
 from lib.workbench import Workbench
 
 # A :material/…: icon here would be fetched from a font server, and this machine may have no network.
 ICON = Path(__file__).parent.parent.parent / "data" / "icon.png"
-PAGES = ("home", "choose")
+PAGES = ("home", "choose", "quantize", "queue")
 
 
 @st.cache_resource(show_spinner=False)
@@ -28,9 +28,11 @@ def workbench() -> Workbench:
 
 
 @st.cache_resource(show_spinner=False)
-def runs() -> BackgroundRuns:
-    """The runs of this server: they outlive the tab that started them."""
-    return BackgroundRuns()
+def jobs() -> Jobs:
+    """The jobs of this machine: they outlive the tab that asked for them."""
+    made = Jobs(workbench())
+    made.start_watching()
+    return made
 
 
 @st.cache_resource(show_spinner=False)
@@ -95,6 +97,7 @@ def open_house() -> None:
     _is_open = True
     st.set_page_config(page_title="Bancada", page_icon=str(ICON), layout="wide")
     _stop_on_wrong_settings()
+    jobs()
     st.html(_STYLE)
     st.navigation(_pages(), position="top").run()
 

@@ -102,18 +102,28 @@ def _notebook(key: str, parameters: dict[str, object]) -> Result:
 
 
 def _page(key: str, parameters: dict[str, object]) -> Result:
-    """What the page does when Run is pressed: a background run, kept in the store, read back from there."""
+    """What the page does when Run is pressed: a job or, for a short step, a run at once; read back from the store."""
     script = f"""
 import sys
-from lib.cli import labs
-from lib.course.run import BackgroundRuns, latest_run
+import time
+from lib.course.labs import find_step
+from lib.course.run import latest_run, run_at_once
+from lib.jobs import Jobs
 from lib.workbench import Workbench
 from lib.settings import Settings
 workbench = Workbench(Settings())
-step = next(step for lab in labs() for step in lab.steps.values() if step.key == {key!r})
-run = BackgroundRuns().start(workbench.learner, step, workbench, {parameters!r}, None)
-run.wait(600)
-assert run.error is None, run.error
+step = find_step({key!r})
+if step.long:
+    jobs = Jobs(workbench)
+    jobs.start_watching()
+    job = jobs.submit(workbench.learner, step, {parameters!r})
+    while job.active:
+        time.sleep(0.2)
+        job = jobs.get(job.id)
+    assert job.state == "done", job
+    jobs.close()
+else:
+    run_at_once(step, workbench, {parameters!r}, None)
 print("RESULT" + latest_run(step, workbench, workbench.learner).result.to_json())
 workbench.close()
 """
