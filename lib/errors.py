@@ -14,6 +14,8 @@ BancadaError
 │   ├── ModelTooLarge
 │   ├── ChecksumMismatch
 │   ├── QuantizerRefused
+│   ├── UnsafeModel
+│   ├── UnsupportedArchitecture
 │   └── DownloadFailed
 ├── EngineError           the process that runs a model
 │   ├── EngineDidNotStart
@@ -141,6 +143,14 @@ class ChecksumMismatch(ModelError):
 
 class QuantizerRefused(ModelError):
     """Parameters: why (llama.cpp's own words)."""
+
+
+class UnsafeModel(ModelError):
+    """It carries a program, and was not opened. Parameters: path, file, why (pickle, a suffix, a setting, a link)."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """Parameters: architecture, tool, known."""
 
 
 class DownloadFailed(ModelError):

@@ -1,0 +1,1 @@
+"""A model in other forms: converted in toolchains, verified, compared, run and timed the same way."""
