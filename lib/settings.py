@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Language = Literal["en", "pt"]
@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     """A Hugging Face token, for gated models."""
     offline: bool = False
     """Never try the network."""
+    ollama_host: str = Field(
+        default="http://127.0.0.1:11434", validation_alias=AliasChoices("BANCADA_OLLAMA_HOST", "OLLAMA_HOST")
+    )
+    """Where Ollama's server answers, if there is one; Ollama's own variable counts too."""
     slots: int = Field(default=4, ge=1, le=64)
     """How many learners the shared engine answers at the same time."""
     context_tokens: int = Field(default=2048, ge=256, le=131_072)
@@ -50,14 +54,14 @@ class Settings(BaseSettings):
         return self.home / "models"
 
     @cached_property
-    def logs_dir(self) -> Path:
-        """Where engine logs live."""
-        return self.home / "logs"
-    @cached_property
     def jobs_dir(self) -> Path:
         """Where the locks of long work live."""
         return self.home / "jobs"
 
+    @cached_property
+    def logs_dir(self) -> Path:
+        """Where engine logs live."""
+        return self.home / "logs"
 
     @cached_property
     def toolchains_dir(self) -> Path:

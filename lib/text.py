@@ -99,7 +99,7 @@ class Words:
             return f"{self.number(value / 1e9, 1)} GB/s"
         if name.endswith("_bytes"):
             return self.size(value)
-        if name.endswith("_tokens_per_s"):
+        if name.endswith("tokens_per_s"):
             return f"{self.number(value, 1 if abs(value) < 100 else 0)} {self('units.tokens_per_s')}"
         if name.endswith("_tokens"):
             return f"{self.number(value)} {self('units.tokens')}"

@@ -130,7 +130,7 @@ def picture(
     table = rows.picture_table(workbench, model, found, speeds)
     facts: Facts = {
         "on_the_front": tuple(table.loc[table["on_the_front"], "format"]),
-        "prompts": len(asked),
+        "prompt_count": len(asked),
         "changed_answers": int(table["changed_answers"].sum()),
     }
     more = rows.answers(asked, speeds)
@@ -151,7 +151,7 @@ def ternary(
         "top1_agreement_percent": found[0].top1_agreement_percent,
         "kld": found[0].kld,
         "ternary_percent": 100 * weights.share,
-        "zero_percent": 100 * weights.zeros,
+        "zero_percent": None if weights.zeros is None else 100 * weights.zeros,
     }
     table = rows.ternary_table(workbench, model, found, speeds)
     yield Result(facts, table, (note("ternary_rest", percent=100 - 100 * weights.share),))

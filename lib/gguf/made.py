@@ -98,11 +98,11 @@ def make_format(workbench: Workbench, model: str, format: str) -> Generator[Prog
     under the format's name that was not written to its end and read again.
     """
     target = workbench.models.made_path(model, format)
-    source = yield from ensure_source(workbench, model)
-    reference: Path | None = None
+    source, sha256 = (yield from ensure_source(workbench, model)), None
     if format != REFERENCE:
         # F16 first: every format is then made from the same weights, and can be compared with them.
-        reference = yield from ensure_format(workbench, model, REFERENCE)
+        reference = yield from make_format(workbench, model, REFERENCE)
+        source, sha256 = reference.path, reference.source_sha256
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{target}.lock")
@@ -110,7 +110,7 @@ def make_format(workbench: Workbench, model: str, format: str) -> Generator[Prog
         try:
             if (found := _kept(target, source)) is not None:
                 return found
-            return (yield from _make(workbench, reference or source, source, target, format))
+            return (yield from _make(workbench, source, target, format, sha256))
         finally:
             lock.release()
     except OSError as error:
@@ -118,28 +118,38 @@ def make_format(workbench: Workbench, model: str, format: str) -> Generator[Prog
 
 
 def _make(
-    workbench: Workbench, quantized: Path, source: Path, target: Path, format: str
+    workbench: Workbench, source: Path, target: Path, format: str, source_sha256: str | None
 ) -> Generator[Progress, None, Made]:
-    header = read_header(quantized)
-    threads = psutil.cpu_count(logical=False) or 1
-    asked = {"source": str(quantized), "threads": threads}
-    plans = yield from workbench.toolchains.call(
-        "here", "quantizer", {"op": "plan", **asked, "formats": {format: FORMATS[format].ftype}}
-    )
-    plan = _planned(header, format, plans["plans"][format])
+    header = read_header(source)
     for abandoned in target.parent.glob(f"{format}.*.part"):
         abandoned.unlink()
-    check_space(target.parent, plan.size_bytes)
+    # No format is larger than F16; what F32 vectors add is less than the reserve.
+    check_space(target.parent, 2 * sum(one.weights for one in header.tensors))
     part = target.with_name(f"{format}.{os.getpid()}.part")
     try:
-        request = {"op": "quantize", **asked, "format": format, "ftype": FORMATS[format].ftype, "out": str(part)}
+        request = {
+            "op": "quantize",
+            "source": str(source),
+            "threads": psutil.cpu_count(logical=False) or 1,
+            "format": format,
+            "ftype": FORMATS[format].ftype,
+            "out": str(part),
+        }
         answer = yield from workbench.toolchains.call("here", "quantizer", request)
-        _verify(part, plan)
-        yield Progress(1, 1, "verify")
+        yield Progress(1, 1, "verify", format)
+        _verify(part, _planned(header, format, answer["types"]))
         made = Made(
-            target, format, part.stat().st_size, sha256_of(part), sha256_of(source), answer["seconds"],
-            answer["peak_bytes"], answer["version"],
-        )  # fmt: skip
+            target,
+            format,
+            part.stat().st_size,
+            sha256_of(part),
+            source_sha256 or sha256_of(source),
+            answer["seconds"],
+            answer["peak_bytes"],
+            answer["version"],
+        )
+        # An old file must not stand beside the new one's manifest, not even for a moment.
+        target.unlink(missing_ok=True)
         _write_manifest(made, source)
         part.replace(target)
         return made

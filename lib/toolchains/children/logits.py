@@ -87,7 +87,7 @@ def _chunks(model: Llama, text: str, n_ctx: int, most: int) -> list[list[int]]:
 
 
 def _log_softmax(rows: np.ndarray) -> np.ndarray:
-    shifted = rows - rows.max(axis=1, keepdims=True)
+    shifted: np.ndarray = rows - rows.max(axis=1, keepdims=True)
     total = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     shifted -= np.log(total).astype(np.float32)
     return shifted

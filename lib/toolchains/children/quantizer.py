@@ -45,8 +45,11 @@ class _Log:
 
 
 def _run(request: dict[str, Any], ftype: int, out: str, dry_run: bool, log: _Log) -> None:
-    from cyllama.llama import llama_cpp
-
+    try:
+        from cyllama.llama import llama_cpp
+    except ImportError as error:
+        why = f"its quantizer (cyllama) has no ready-made package for this machine: {error}"
+        raise wire.Refused("quantizer-refused", why=why) from error
     parameters = llama_cpp.LlamaModelQuantizeParams()
     parameters.ftype = ftype
     parameters.nthread = request["threads"]
@@ -73,12 +76,13 @@ def plan(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
-    """Write one format; gives back seconds, peak memory in bytes and llama.cpp's own warnings."""
+    """Write one format; gives back seconds, peak memory in bytes and every tensor's type."""
     log = _Log(lambda done, total, name: wire.progress(done, total, "quantize", f"{request['format']} · {name}"))
     started = time.monotonic()
     _run(request, request["ftype"], request["out"], False, log)
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "peak_bytes": wire.peak_bytes(), "version": f"cyllama {version('cyllama')}"}
+    made_by = f"cyllama {version('cyllama')}"
+    return {"seconds": seconds, "peak_bytes": wire.peak_bytes(), "version": made_by, "types": log.types()}
 
 
 if __name__ == "__main__":
