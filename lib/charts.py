@@ -55,6 +55,14 @@ def limit_line(made: go.Figure, value: float, text: str, horizontal: bool = True
     )
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Values to name on a logarithmic axis, in steps of about three: 0.01, 0.03, 0.1 …"""
+    low = max(low, 1e-6)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(max(high, low)))
+    every = [step * 10.0**power for power in range(first, last + 1) for step in (1, 3)]
+    return [value for value in every if low / 3 <= value <= high * 3]
+
+
 def dressed(made: go.Figure, dark: bool) -> go.Figure:
     """The figure in the colours of a light or dark page."""
     ink, grid = ("#E8EAED", "rgba(255,255,255,0.14)") if dark else ("#1F2A37", "rgba(31,42,55,0.12)")

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from labs.quantize.rows import kind_of
-from lib.charts import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, figure, limit_line
+from lib.charts import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, figure, limit_line, log_ticks
 from lib.course.result import Result
 from lib.gguf.formats import type_bits
 from lib.text import Words
@@ -103,6 +103,7 @@ def quality(result: Result, words: Words, prediction: float | None = None) -> go
             "showgrid": False,
             "automargin": True,
             "title": {"text": words("charts.kld")},
+            **_kld_ticks(table, words),
         },
     )
     made.update_xaxes(type="category")
@@ -159,7 +160,7 @@ def pareto(result: Result, words: Words, prediction: float | None = None) -> go.
             customdata=part["tokens_per_s"],
             hovertemplate="%{text}<br>%{x:.0f} MiB, KLD %{y:.4f}<br>%{customdata:.0f} tokens/s<extra></extra>",
         )
-    made.update_yaxes(type="log")
+    made.update_yaxes(type="log", **_kld_ticks(table, words))
     made.update_layout(legend={"itemsizing": "constant"})
     return made
 
@@ -189,6 +190,11 @@ def ollama(result: Result, words: Words, prediction: float | None = None) -> go.
     made = figure(x=words("charts.size_mib"), height=220)
     made.add_bar(x=result.table["size_bytes"] / MIB, y=result.table["by"], orientation="h", marker={"color": BLUE})
     return made
+
+
+def _kld_ticks(table: pd.DataFrame, words: Words) -> dict[str, object]:
+    ticks = log_ticks(table["kld"].min(), table["kld"].max())
+    return {"tickvals": ticks, "ticktext": [words.number(value, 3 if value < 0.1 else 1) for value in ticks]}
 
 
 def _cell(text: str) -> tuple[str, int, str]:

@@ -15,7 +15,6 @@ from lib.gguf.made import Made, Plan
 from lib.gguf.quality import Quality
 from lib.workbench import Workbench
 
-
 # One round of one machine: two speeds that are nearer than this are not told apart.
 SAME_SPEED = 0.85
 

@@ -73,7 +73,8 @@ def _cells(lab: Lab, language: str) -> Iterator[tuple[str, str]]:
         yield "code", step.source
         if step.predict is not None:
             what = said.label(step.predict.fact)
-            yield "markdown", said("notebook.predict", what=what, unit=step.predict.unit)
+            ask = "notebook.predict" if step.predict.unit else "notebook.predict_number"
+            yield "markdown", said(ask, what=what, unit=step.predict.unit)
         yield "code", _call(step)
     yield from _exercise(lab, language, said)
     yield from _quiz(lab, language, said)

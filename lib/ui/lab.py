@@ -133,7 +133,11 @@ def _ask_prediction(step: Step, said: Words) -> float | None:
     if step.predict is None:
         return None
     return st.number_input(
-        said("predict", what=said.label(step.predict.fact), unit=step.predict.unit),
+        said(
+            "predict" if step.predict.unit else "predict_number",
+            what=said.label(step.predict.fact),
+            unit=step.predict.unit,
+        ),
         min_value=0.0,
         max_value=1e9,
         value=None,

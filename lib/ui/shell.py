@@ -142,9 +142,10 @@ def _change_language() -> None:
 
 
 # Streamlit writes white on the primary colour whatever that is, and leaves the height of a
-# screen's tenth above the title. A formula in a narrow column wraps instead of hiding its end.
+# screen's tenth above the title. Choices that do not fit in a line go on in the next. A formula in a narrow column wraps instead of hiding its end.
 _STYLE = """<style>
 [data-testid^="stBaseButton-primary"] { color: light-dark(#FFFFFF, #0B1118); }
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }
+[data-testid="stButtonGroup"] > div { flex-wrap: wrap; }
 [data-testid="stMarkdownContainer"] pre, [data-testid="stMarkdownContainer"] pre * { white-space: pre-wrap !important; }
 </style>"""

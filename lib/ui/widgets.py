@@ -44,7 +44,9 @@ def _choose(parameter: Parameter, rule: Choice, label: str, key: str, start: Any
         return said.number(value) if isinstance(value, int) else said.choice(value, parameter.name)
 
     if parameter.many:
-        chosen = st.pills(label, options, selection_mode="multi", default=list(start), format_func=name, key=key)
+        chosen = st.pills(
+            label, options, selection_mode="multi", default=list(start), format_func=name, key=key, width="stretch"
+        )
         return tuple(chosen)
     at = options.index(start) if start in options else 0
     if len(options) > 4 and all(isinstance(value, int) for value in options):
