@@ -6,6 +6,7 @@ BancadaError
 │   ├── UnknownStep
 │   ├── UnknownModel
 │   ├── UnknownEngine
+│   ├── UnknownToolchain
 │   ├── TextTooShort
 │   └── StepFirst
 ├── ModelError            a model file
@@ -25,7 +26,6 @@ BancadaError
 │   ├── EngineSilent
 │   └── PromptTooLong
 ├── ToolchainError        an environment of its own, for conversions
-│   ├── UnknownToolchain
 │   ├── ToolchainUnsupported
 │   ├── ToolchainFailed   it could not be built
 │   │   ├── ToolchainUnreachable
@@ -113,6 +113,10 @@ class UnknownEngine(InputError):
     """Parameters: engine, known."""
 
 
+class UnknownToolchain(InputError):
+    """Parameters: toolchain, known."""
+
+
 class TextTooShort(InputError):
     """Parameters: need, found (tokens)."""
 
@@ -189,10 +193,6 @@ class ToolchainError(BancadaError):
     """An environment of its own, or a process in it, failed."""
 
 
-class UnknownToolchain(ToolchainError):
-    """Parameters: toolchain, known."""
-
-
 class ToolchainUnsupported(ToolchainError):
     """Its packages are not made for this system. Parameters: toolchain, system."""
 
@@ -214,7 +214,7 @@ class ToolchainBroken(ToolchainError):
 
 
 class ToolchainDied(ToolchainError):
-    """Its process ended without an answer. Parameters: toolchain, how (signal or exit status), log."""
+    """Its process ended without an answer. Parameters: toolchain, log, how (signal or exit status)."""
 
 
 class ChildFailed(ToolchainError):

@@ -97,14 +97,14 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
         Toolchain(
             "optimum",
             DATA / "optimum.txt",
-            need_bytes=2 << 30,
+            need_bytes=1536 << 20,
             probe=("torch", "transformers", "optimum.onnxruntime", "onnx", "gguf", "accelerate", "sentencepiece"),
             where=_WITH_TORCH,
         ),
         Toolchain(
             "transformers5",
             DATA / "transformers5.txt",
-            need_bytes=2 << 30,
+            need_bytes=1792 << 20,
             probe=("torch", "transformers", "onnxruntime_genai", "olive", "onnx", "onnx_ir", "gguf", "accelerate"),
             where=_WITH_TORCH,
         ),
@@ -112,7 +112,7 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
         Toolchain(
             "mlx",
             DATA / "mlx.txt",
-            need_bytes=500 << 20,
+            need_bytes=448 << 20,
             probe=("mlx.core", "mlx_lm", "gguf"),
             where='sys_platform == "linux" or (sys_platform == "darwin" and platform_machine == "arm64")',
         ),

@@ -42,7 +42,9 @@ def main() -> None:
     code = process.wait()
     # The process is gone; what it started is not its parent's to keep.
     _end_everything()
-    os._exit(128 - code if code < 0 else code & 0xFF)
+    if sys.platform == "win32":
+        os._exit(ctypes.c_int(code).value)  # a crash's status there is larger than an int
+    os._exit(128 - code if code < 0 else code)
 
 
 def _read_line() -> bytes:

@@ -24,6 +24,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lib import cli
+from lib.doctor import Finding
+from lib.doctor import _toolchains as toolchain_findings
 from lib.errors import (
     BancadaError,
     ChildFailed,
@@ -42,6 +45,7 @@ from lib.text import LANGUAGES, load_words
 from lib.toolchains import Toolchains
 from lib.toolchains import child as one_child
 from lib.toolchains.registry import TOOLCHAINS, Toolchain
+from lib.workbench import Workbench
 from tests.conftest import missing
 from tests.server.helpers import Behaviour, FileServer, Other, drain, is_alive, read_line, start_python, wait_until
 from tests.server.helpers import end as end_process
@@ -421,6 +425,43 @@ def test_a_toolchain_that_nobody_knows_or_that_is_not_for_this_system_is_refused
     assert isinstance(failure(toolchains), ToolchainUnsupported)
 
 
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Workbench]:
+    """A workbench whose one toolchain is a tiny one."""
+    made_bench = Workbench.open(home=tmp_path / "home", language="en", _env_file=None)
+    made_bench.toolchains = made(tmp_path, tiny(tmp_path, PIN))
+    yield made_bench
+    made_bench.close()
+
+
+def test_the_doctor_tells_ready_from_not_built_and_from_broken(bench: Workbench) -> None:
+    def finding() -> Finding:
+        (one,) = toolchain_findings(bench)
+        return one
+
+    assert finding().ok is None
+    python = ensured(bench.toolchains)
+    assert finding().ok is True
+    (package,) = python.parent.parent.glob("lib/*/site-packages/iniconfig")
+    shutil.rmtree(package)
+    assert finding().ok is False and isinstance(finding().error, ToolchainBroken)
+    python.unlink()
+    assert finding().ok is False and isinstance(finding().error, ToolchainBroken)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_command_line_lists_them_and_refuses_an_unknown_one(
+    tmp_path: Path, language: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BANCADA_HOME", str(tmp_path / "home"))
+    assert cli.main(["toolchains", "--lang", language]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(TOOLCHAINS)
+    assert cli.main(["toolchain", "no-such-one", "--lang", language]) == 2
+    assert "no-such-one" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
 # Children
 
 CHILD = """
@@ -472,8 +513,10 @@ def linger(request):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     wire.progress(os.getpid(), grandchild.pid, "load")
-    if request.get("end"):
+    if request["end"] == "answer":
         return {}
+    if request["end"] == "death":
+        os._exit(3)
     ctypes.PyDLL(None).sleep(600)  # native code that never lets go of the interpreter
 
 def talk(request):
@@ -620,7 +663,7 @@ def test_what_is_no_answer_is_refused(children: Path, tmp_path: Path, child: str
     assert how in str(caught.value.parameters["how"])
 
 
-def lingering(folder: Path, end: bool = False) -> tuple[object, list[int]]:
+def lingering(folder: Path, end: str = "") -> tuple[object, list[int]]:
     """A child deep in native code, and a grandchild in a session of its own; both process ids."""
     events = made(folder, {}).call("here", "child", {"op": "linger", "end": end})
     for one in events:
@@ -651,10 +694,13 @@ def test_cancel_ends_a_child_in_native_code_and_its_grandchild(
     assert drain((tmp_path / "toolchains" / "scratch").iterdir()) == []
 
 
-def test_a_grandchild_does_not_outlive_the_answer(children: Path, tmp_path: Path, watched: list[int]) -> None:
-    events, pids = lingering(tmp_path, end=True)
+@pytest.mark.parametrize(("end", "how"), [("answer", StopIteration), ("death", ToolchainDied)])
+def test_a_grandchild_does_not_outlive_the_child(
+    children: Path, tmp_path: Path, watched: list[int], end: str, how: type[Exception]
+) -> None:
+    events, pids = lingering(tmp_path, end)
     watched += pids
-    with pytest.raises(StopIteration):
+    with pytest.raises(how):
         while True:
             next(events)  # type: ignore[call-overload]
     assert not any(map(is_alive, pids))
@@ -666,7 +712,7 @@ from pathlib import Path
 from lib.toolchains import Toolchains, child
 folder = Path(sys.argv[1])
 child.CHILDREN = folder / "children"
-for one in Toolchains(folder / "toolchains", folder / "logs").call("here", "child", {"op": "linger"}):
+for one in Toolchains(folder / "toolchains", folder / "logs").call("here", "child", {"op": "linger", "end": ""}):
     if one.what == "load":
         print(int(one.done), int(one.total), flush=True)
 """
