@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 BANCADA = "0.1.0"
-_PACKAGES = ("xllamacpp", "openai", "streamlit", "pandas", "plotly", "huggingface-hub", "onnxruntime")
+_PACKAGES = ("xllamacpp", "cyllama", "openai", "streamlit", "pandas", "plotly", "huggingface-hub", "onnxruntime")
 
 
 @cache

@@ -14,6 +14,7 @@ from lib.workbench import Workbench
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
 DEFAULT = "smollm2-135m-instruct"
+STOCKED = ("toolchains", "converted", "models/made")
 
 
 def missing(what: str) -> None:
@@ -46,6 +47,30 @@ def home(tmp_path: Path, default_model: Path) -> Path:
     (made / "models").mkdir(parents=True)
     (made / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
     return made
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What takes long to make and is the same for every test that only uses it; BANCADA_TEST_STOCK keeps it."""
+    given = os.environ.get("BANCADA_TEST_STOCK")
+    folder = Path(given) if given else tmp_path_factory.mktemp("stock")
+    for name in STOCKED:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def link_stock(home: Path, stock: Path) -> None:
+    """Let a home use the stock's toolchains, quantized files and converted models as its own."""
+    for name in STOCKED:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(stock / name, target_is_directory=True)
+
+
+@pytest.fixture
+def stocked_home(home: Path, stock: Path) -> Path:
+    """A home of its own with everything of the stock in it."""
+    link_stock(home, stock)
+    return home
 
 
 @pytest.fixture

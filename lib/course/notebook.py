@@ -65,7 +65,7 @@ def _cells(lab: Lab, language: str) -> Iterator[tuple[str, str]]:
     yield "markdown", said("notebook.setup")
     module = inspect.getmodule(next(iter(lab.steps.values())).function)
     assert module is not None
-    yield "code", f"{_SETUP}\n\n{_imports(module.__file__)}\nfrom labs.{lab.id}.checks import LAB"
+    yield "code", f"{_SETUP}\n\nfrom labs.{lab.id}.checks import LAB\n{_imports(module.__file__)}"
     yield "code", f'workbench = Workbench.open(language="{language}")'
     for step in lab.steps.values():
         section = lesson.sections[step.id]
@@ -114,13 +114,15 @@ def _argument(parameter: Parameter) -> str:
 
 
 def _imports(path: str | None) -> str:
-    """The import lines of the steps' own module, and what else stands before the first step."""
+    """The import lines of the steps' own module, and the constants that its steps use."""
     assert path is not None
     source = Path(path).read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    wanted = [
-        ast.get_source_segment(source, node) or ""
-        for node in tree.body
+    body = ast.parse(source).body
+    imports = [
+        node
+        for node in body
         if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__"
     ]
-    return "\n".join(wanted)
+    constants = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) != "LAB"]
+    parts = ["\n".join(ast.get_source_segment(source, node) or "" for node in part) for part in (imports, constants)]
+    return "\n\n".join(part for part in parts if part)

@@ -8,7 +8,7 @@ from lib.engines.chat import Reply, stream_chat
 from lib.errors import BancadaError
 from lib.text import Words
 from lib.ui.model import is_ready, show_arrival
-from lib.ui.shell import enter_by_the_front_door, errors_shown, header, show_error, words, workbench
+from lib.ui.shell import LABS, enter_by_the_front_door, errors_shown, header, show_error, words, workbench
 
 MAX_TOKENS = 300
 MAX_CHARACTERS = 4000
@@ -37,6 +37,9 @@ def _start(said: Words) -> None:
         st.subheader(said("home.start"), anchor=False)
         st.markdown(said("home.start_text"))
         st.page_link("pages/choose.py", label=said("home.start_link"), icon=":material/arrow_forward:")
+        st.markdown(said("home.then"))
+        for name in LABS[1:]:
+            st.page_link(f"pages/{name}.py", label=said(f"pages.{name}"), icon=":material/arrow_forward:")
 
 
 def _machine(said: Words) -> None:

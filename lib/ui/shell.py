@@ -18,7 +18,8 @@ from lib.workbench import Workbench
 
 # A :material/…: icon here would be fetched from a font server, and this machine may have no network.
 ICON = Path(__file__).parent.parent.parent / "data" / "icon.png"
-PAGES = ("home", "choose", "quantize", "queue")
+LABS = ("choose", "quantize", "convert")
+PAGES = ("home", *LABS, "queue")
 
 
 @st.cache_resource(show_spinner=False)
@@ -142,7 +143,8 @@ def _change_language() -> None:
 
 
 # Streamlit writes white on the primary colour whatever that is, and leaves the height of a
-# screen's tenth above the title. Choices that do not fit in a line go on in the next. A formula in a narrow column wraps instead of hiding its end.
+# screen's tenth above the title. Choices that do not fit in a line go on in the next.
+# A formula in a narrow column wraps instead of hiding its end.
 _STYLE = """<style>
 [data-testid^="stBaseButton-primary"] { color: light-dark(#FFFFFF, #0B1118); }
 [data-testid="stMainBlockContainer"] { padding-top: 4.5rem; }

@@ -53,11 +53,9 @@ def test_every_error_says_what_why_and_repair(language: str) -> None:
     for kind in below(errors.BancadaError):
         if kind.__subclasses__():
             continue
-        places = (
-            re.findall(r"\w+(?= |,|\.|$)", (kind.__doc__ or "").removeprefix("Parameters: ").split("(")[0])
-            if "Parameters:" in (kind.__doc__ or "")
-            else []
-        )
+        # "Parameters: toolchain, why (pip's last words), log." names three.
+        listed = re.sub(r"\([^)]*\)", "", kind.__doc__ or "").partition("Parameters: ")[2]
+        places = re.findall(r"\w+", listed)
         assert all(said.error(kind(**dict.fromkeys([*places, "filename"], "x")))), kind
 
 
