@@ -92,12 +92,15 @@ class Toolchains:
         return (yield from self.ensure(name))
 
     def prove(self, name: str) -> Generator[Progress, None, None]:
-        """Import what a toolchain that is here is for; raises ToolchainBroken."""
+        """Import what a toolchain that is here is for; raises ToolchainBroken, CannotWrite."""
         toolchain = self._find(name)
         state = self._state(toolchain)
         if state.where is None:
             raise ToolchainBroken(toolchain=name, why=state.detail or state.why)
-        log = new_log(self.logs, f"{name}-probe")
+        try:
+            log = new_log(self.logs, f"{name}-probe")
+        except OSError as error:
+            raise CannotWrite(path=self.logs, why=error.strerror or str(error)) from error
         try:
             with scratch(self.folder) as work, log.open("ab", buffering=0) as out:
                 if (yield from build.prove(toolchain, state.where, work, out)):
