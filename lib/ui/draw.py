@@ -12,7 +12,7 @@ from lib.course.run import Run
 from lib.text import Words
 from lib.ui.shell import is_dark
 
-SMALL_TABLE = 12
+SMALL_TABLE = 16
 CHIEF_FACTS = 4
 
 

@@ -178,6 +178,53 @@ def test_a_run_is_cancelled_and_leaves_no_engine_behind(house: House, open_page:
     assert len(engines_of(house)) <= 1, "only the shared engine may be left"
 
 
+def test_a_format_is_predicted_planned_and_drawn(house: House, open_page: Open) -> None:
+    page = open_page(house.page("quantize?step=formats"))
+    page.get_by_label("First your prediction").fill("4.85")
+    page.get_by_label("First your prediction").press("Tab")
+    settle(page)
+    run_step(page)
+    expect(page.get_by_text("The type of every tensor")).to_be_visible()
+    expect(page.get_by_text(re.compile("% too low"))).to_be_visible()
+    expect(page.get_by_text("181 of 272 tensors could not get the type that the name promises")).to_be_visible()
+    # One cell for every tensor of the file.
+    settle(page)
+    page.get_by_text("The numbers behind it").click()
+    expect(page.get_by_role("table").get_by_text("token_embd")).to_be_visible()
+
+
+def test_quantizing_goes_on_behind_a_closed_tab_and_the_queue_shows_it(house: House, open_page: Open) -> None:
+    page = open_page(house.page("quantize?step=quantize"))
+    settle(page)
+    run_step(page)
+    expect(page.get_by_text(re.compile("Running for"))).to_be_visible()
+    page.close()
+    queue = open_page(house.page("queue"))
+    expect(queue.get_by_text("Quantize", exact=False).first).to_be_visible()
+    again = open_page(house.page("quantize?step=quantize"))
+    expect(again.get_by_text("Size of each file, forecast and real")).to_be_visible(timeout=300_000)
+    assert {path.name for path in (house.home / "models/made").glob("*/*.gguf")} >= {"F16.gguf", "Q4_0.gguf", "Q8_0.gguf"}
+    assert not list((house.home / "models/made").glob("*/*.part"))
+
+
+def test_a_learners_own_directory_with_a_program_in_it_is_refused_on_the_page(
+    house: House, open_page: Open, tmp_path: Path
+) -> None:
+    canary = tmp_path / "executed"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_own.Own"}}')
+    (own / "modeling_own.py").write_text(f"open({str(canary)!r}, 'w')")
+    page = open_page(house.page("convert?step=to_gguf"))
+    settle(page)
+    page.get_by_role("textbox", name=re.compile("directory", re.IGNORECASE)).fill(str(own))
+    page.keyboard.press("Control+Enter")
+    settle(page)
+    run_step(page)
+    expect(page.get_by_role("alert").filter(has_text=str(own)).first).to_be_visible()
+    assert not canary.exists()
+
+
 def test_the_language_changes_everywhere_and_stays(house: House, open_page: Open) -> None:
     page = open_page(house.page("choose?step=estimate"))
     page.get_by_role("radio", name="Português (Brasil)").click()
@@ -214,7 +261,10 @@ def test_a_step_runs_by_keyboard_alone(house: House, open_page: Open) -> None:
     expect(page.get_by_text("What each model would need here")).to_be_visible()
 
 
-@pytest.mark.parametrize("path", ["", "choose?step=machine", "choose?step=estimate", "choose?step=quiz"])
+@pytest.mark.parametrize(
+    "path",
+    ["", "choose?step=machine", "choose?step=estimate", "choose?step=quiz", "quantize?step=quality", "convert", "queue"],
+)
 def test_a_phone_needs_no_sideways_scrolling(house: House, open_page: Open, path: str) -> None:
     page = open_page(house.page(path), width=390)
     settle(page)
@@ -224,7 +274,13 @@ def test_a_phone_needs_no_sideways_scrolling(house: House, open_page: Open, path
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("path", ["", "choose?step=estimate", "choose?step=exercise", "choose?step=quiz"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "choose?step=estimate", "choose?step=exercise", "choose?step=quiz"),
+        *("quantize?step=formats", "quantize?step=quality", "convert?step=genai", "queue"),
+    ],
+)
 def test_no_serious_accessibility_violation(house: House, open_page: Open, path: str, dark: bool) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
