@@ -763,8 +763,10 @@ while next(events).what != "load":
 
 
 def test_a_program_that_forgets_a_running_child_still_ends_in_order(children: Path, tmp_path: Path) -> None:
-    process = start_python("-c", INTERRUPTED, str(tmp_path))
-    _, said = process.communicate(timeout=60)
+    with ExitStack() as stack:
+        process = start_python("-c", INTERRUPTED, str(tmp_path))
+        stack.callback(end_process, process)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert said == ""
 
