@@ -111,7 +111,10 @@ class Words:
             return self.parameters(value)
         if value == int(value):
             return self.number(value)
-        return self.number(value, 2 if abs(value) >= 0.1 else 4)
+        if abs(value) >= 0.1:
+            return self.number(value, 2)
+        # Two figures of a small number, as far as nine places can show them.
+        return self.number(value, min(9, max(4, 1 - math.floor(math.log10(abs(value))))))
 
     def parameters(self, count: float) -> str:
         """A parameter count as the field writes it: 135 M, 3.8 B (pt: 3,8 bi)."""

@@ -104,7 +104,7 @@ def _trip(made: Converted, answer: dict[str, Any], compared: bool) -> RoundTrip:
             "type": grouped["type"].agg(lambda types: ", ".join(sorted(set(types)))),
             "tensors": grouped.size(),
             "identical": grouped["identical"].sum() if compared else None,
-            "max_abs_difference": grouped["max_abs_difference"].max() if compared else None,
+            "max_weight_difference": grouped["max_abs_difference"].max() if compared else None,
             "size_bytes": grouped["size_bytes"].sum(),
         }
     ).reset_index()

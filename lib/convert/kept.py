@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -103,14 +104,16 @@ def _make(
     check_space(target.parent, recipe.need_bytes)
     part = target.with_name(f"{recipe.kind}.part-{os.getpid()}")
     part.mkdir()
+    started = time.monotonic()
     try:
         answer = yield from recipe.make(part)
+        seconds = time.monotonic() - started
         yield Progress(0, 1, "verify_files")
         recipe.verify(part)
         manifest = {
             "key": key,
             "answer": answer,
-            "seconds": answer["seconds"],
+            "seconds": seconds,
             "source_sha256": sha256_of(source),
             "versions": workbench.toolchains.versions(recipe.toolchain),
         }

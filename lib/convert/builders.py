@@ -73,8 +73,13 @@ def ensure_olive(workbench: Workbench, reference: Reference) -> Generator[Progre
 
 
 def olive_passes() -> dict[str, Any]:
-    """The passes of the recipe: weights in 8 bits, each block of 32 with a scale of its own."""
-    return {"blocks": {"type": "OnnxBlockWiseRtnQuantization", "bits": 8, "block_size": 32}}
+    """The passes of the recipe: weights in 8 bits, each block of 32 with a scale of its own.
+
+    Accuracy level 4 multiplies in 8 bits, activations rounded block by block, as llama.cpp does. Left
+    unset, ONNX Runtime makes float32 of the weights at every step: 15 times slower here.
+    """
+    blocks = {"type": "OnnxBlockWiseRtnQuantization", "bits": 8, "block_size": 32, "accuracy_level": 4}
+    return {"blocks": blocks}
 
 
 def ensure_openvino(workbench: Workbench, reference: Reference, format: str) -> Generator[Progress, None, Place]:
