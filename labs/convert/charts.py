@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from lib.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, SKY, SYMBOLS, VERMILION, figure, limit_line
+from lib.charts import BLUE, COLOURS, GREEN, GREY, ORANGE, SKY, SYMBOLS, VERMILION, figure, limit_line, log_ticks
 from lib.course.result import Result
 from lib.text import Words
 
@@ -190,7 +190,10 @@ def speed_and_memory(result: Result, words: Words, prediction: float | None = No
             hovertemplate="%{text}<br>%{x:.0f} MiB, %{y:.1f} tokens/s<extra></extra>",
         )
     made.update_xaxes(rangemode="tozero")
-    made.update_yaxes(type="log", dtick="D2")
+    if len(table):
+        ticks = log_ticks(table["tokens_per_s"].min(), table["tokens_per_s"].max())
+        names = [words.number(one, 0 if one >= 1 else 1) for one in ticks]
+        made.update_yaxes(type="log", tickvals=ticks, ticktext=names)
     return made
 
 
