@@ -60,13 +60,13 @@ class Parameter:
     rule: Rule | None
 
     def check(self, value: object) -> Any:
-        """``value`` in the declared type and bounds; raises BadParameter."""
+        """``value`` in the declared type and bounds, of several each once; raises BadParameter."""
         if self.many:
             if isinstance(value, str) or not isinstance(value, Sequence):
                 value = (value,)
             if not value:
                 raise self._bad("–")
-            return tuple(self._check_one(one) for one in value)
+            return tuple(dict.fromkeys(self._check_one(one) for one in value))
         return self._check_one(value)
 
     def parse(self, text: str) -> Any:

@@ -6,9 +6,11 @@ made is found again by its manifest, so that the same format is never written tw
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from lib.course.result import Progress
-from lib.errors import CannotWrite, ModelDamaged
+from lib.errors import CannotWrite, ModelDamaged, QuantizerRefused
 from lib.gguf.formats import FORMATS, REFERENCE
 from lib.gguf.header import BLOCKS, Header, Tensor, read_header, tensor_size_bytes
 from lib.models.fetch import check_space, place_error
@@ -27,7 +30,8 @@ from lib.models.fetch import check_space, place_error
 if TYPE_CHECKING:
     from lib.workbench import Workbench
 
-CHUNK = 4 << 20
+# A disk with less room than this is full.
+FULL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _make(
             "ftype": FORMATS[format].ftype,
             "out": str(part),
         }
-        answer = yield from workbench.toolchains.call("here", "quantizer", request)
+        answer = yield from _written(workbench, request, part)
         yield Progress(1, 1, "verify", format)
         _verify(part, _planned(header, format, answer["types"]))
         made = Made(
@@ -159,12 +163,24 @@ def _make(
         part.unlink(missing_ok=True)
 
 
+def _written(workbench: Workbench, request: Mapping[str, Any], part: Path) -> Generator[Progress, None, dict[str, Any]]:
+    try:
+        return (yield from workbench.toolchains.call("here", "quantizer", request))
+    except QuantizerRefused as error:
+        # Of a disk that filled up under it llama.cpp says only that a stream failed.
+        if shutil.disk_usage(part.parent).free < FULL_BYTES:
+            raise place_error(OSError(errno.ENOSPC, ""), part) from error
+        raise
+
+
 def _planned(header: Header, format: str, types: Mapping[str, str]) -> Plan:
+    if not header.tensors:
+        raise ModelDamaged(path=str(header.path), why="it has no tensors")
     # A type that the reader does not know cannot be sized; saying so beats a wrong size.
     unknown = sorted(set(types.values()) - set(BLOCKS))
     if unknown or set(types) != {one.name for one in header.tensors}:
         raise ModelDamaged(path=str(header.path), why=f"the quantizer planned {unknown or 'other tensors'}")
-    tensors, at = [], header.tensors[0].offset if header.tensors else header.size_bytes
+    tensors, at = [], header.tensors[0].offset
     for one in header.tensors:
         size = tensor_size_bytes(one.shape, types[one.name])
         tensors.append(replace(one, type=types[one.name], size_bytes=size, offset=at))
@@ -195,11 +211,11 @@ def _take(lock: FileLock, format: str) -> Generator[Progress, None, None]:
 
 def _kept(target: Path, source: Path) -> Made | None:
     """What was made before, if it is whole and from this very source."""
-    manifest = _manifest(target)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        raw: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    # Whatever cannot be read as a manifest is none: the file is then made again.
+    with suppress(OSError, ValueError, KeyError):
+        raw = TypeAdapter(dict[str, Any]).validate_json(_manifest(target).read_bytes())
         if raw.pop("source_stat") == _stat(source) and target.stat().st_size == raw["size_bytes"]:
-            return Made(**{**raw, "path": target, "reused": True})
+            return TypeAdapter(Made).validate_python({**raw, "path": target, "reused": True})
     return None
 
 

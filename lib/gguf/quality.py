@@ -8,22 +8,22 @@ noise of the text cancels out, and a few thousand tokens tell formats apart that
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+from pydantic import TypeAdapter
 
 from lib.course.result import Progress, outcome, part_of
 from lib.gguf.formats import REFERENCE
 from lib.gguf.header import read_header
 from lib.gguf.made import ensure_format
-from lib.models.fetch import check_space
+from lib.models.fetch import check_space, place_error
 from lib.models.memory import shape_of
 from lib.scratch import scratch
 
@@ -104,21 +104,28 @@ def _measure(
             kept.keep(name, paths[name], _quality(name, rows, base, answer["seconds"]))
 
 
+@dataclass(frozen=True)
+class _File:
+    reference: str
+    scored: Scored
+    formats: dict[str, tuple[str, Quality]]
+
+
 class _Kept:
     """What was measured on a text: a file beside the model's, one entry a format, good for the very file it names."""
 
     def __init__(self, reference: Path, text: str) -> None:
-        digest = hashlib.sha256(f"{CHUNK_TOKENS} {MOST_CHUNKS} {text}".encode()).hexdigest()[:16]
+        key = f"{CHUNK_TOKENS} {MOST_CHUNKS} {text}"
+        digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:16]
         self._path = reference.with_name(f"quality-{digest}.json")
         self._reference = _stamp(reference)
         self.scored: Scored | None = None
         self.found: dict[str, tuple[str, Quality]] = {}
         # An unreadable or older file is as good as none: everything in it can be measured again.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
-            if raw["reference"] == self._reference:
-                self.scored = Scored(**raw["scored"])
-                self.found = {name: (stamp, Quality(**values)) for name, (stamp, values) in raw["formats"].items()}
+        with suppress(OSError, ValueError):
+            raw = TypeAdapter(_File).validate_json(self._path.read_bytes())
+            if raw.reference == self._reference:
+                self.scored, self.found = raw.scored, raw.formats
 
     def has(self, format: str, path: Path) -> bool:
         return format in self.found and self.found[format][0] == _stamp(path)
@@ -126,11 +133,12 @@ class _Kept:
     def keep(self, format: str, path: Path, quality: Quality) -> None:
         assert self.scored is not None
         self.found[format] = (_stamp(path), quality)
-        formats = {name: (stamp, asdict(one)) for name, (stamp, one) in self.found.items()}
         part = self._path.with_suffix(".json.part")
-        values = {"reference": self._reference, "scored": asdict(self.scored), "formats": formats}
-        part.write_text(json.dumps(values), encoding="utf-8")
-        part.replace(self._path)
+        try:
+            part.write_bytes(TypeAdapter(_File).dump_json(_File(self._reference, self.scored, self.found)))
+            part.replace(self._path)
+        except OSError as error:
+            raise place_error(error, part) from error
 
 
 def _stamp(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.errors import ModelDamaged
 from lib.gguf.header import BLOCKS, read_header
 
 TYPE = "TQ2_0"
@@ -24,6 +25,8 @@ class TernaryWeights:
 def ternary_weights(path: Path) -> TernaryWeights:
     """Count the codes of every TQ2_0 tensor; raises ModelDamaged."""
     header = read_header(path)
+    if not header.tensors:
+        raise ModelDamaged(path=str(path), why="it has no tensors")
     stored = [one for one in header.tensors if one.type == TYPE]
     _, block_bytes = BLOCKS[TYPE]
     zeros = 0

@@ -90,11 +90,15 @@ class Llama:
 
     def tokenize(self, text: str) -> list[int]:
         """The text's tokens, with what the model puts before them; special tokens in it are plain text."""
-        raw = text.encode()
+        raw = text.encode(errors="replace")  # half of a surrogate pair is no UTF-8
+        # A negative count is how many there are; a vocabulary without a space makes several of each.
         room = len(raw) + 8
-        tokens = (c.c_int32 * room)()
-        count = self._call.llama_tokenize(self._vocabulary, raw, len(raw), tokens, room, True, False)
-        return list(tokens[:count])
+        while True:
+            tokens = (c.c_int32 * room)()
+            count = self._call.llama_tokenize(self._vocabulary, raw, len(raw), tokens, room, True, False)
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> np.ndarray:
         """Logits after each token from ``first`` on: float32, (len(tokens) - first, n_vocab).

@@ -37,7 +37,7 @@ class _Log:
         """Every tensor's type in the new file."""
         found: dict[str, str] = {}
         starts = list(_TENSOR.finditer(self.text))
-        for start, following in zip(starts, [*starts[1:], None], strict=True):
+        for start, following in zip(starts, [*starts[1:], None], strict=False):
             rest = self.text[start.end() : following.start() if following else None].split("\n")[0]
             new = _NEW_TYPE.search(rest)
             found[start[3]] = (new[1] or new[2] if new else start[4]).upper()
