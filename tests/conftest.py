@@ -24,11 +24,17 @@ def missing(what: str) -> None:
     pytest.skip(f"this machine lacks {what}")
 
 
+def _of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that every process of this test run has; who makes something in it does so under its own lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of models for the whole test run; BANCADA_TEST_MODELS keeps it from run to run."""
     given = os.environ.get("BANCADA_TEST_MODELS")
-    return Path(given) if given else tmp_path_factory.mktemp("models")
+    return Path(given) if given else _of_the_run(tmp_path_factory) / "models"
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +59,7 @@ def home(tmp_path: Path, default_model: Path) -> Path:
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What takes long to make and is the same for every test that only uses it; BANCADA_TEST_STOCK keeps it."""
     given = os.environ.get("BANCADA_TEST_STOCK")
-    folder = Path(given) if given else tmp_path_factory.mktemp("stock")
+    folder = Path(given) if given else _of_the_run(tmp_path_factory) / "stock"
     for name in STOCKED:
         (folder / name).mkdir(parents=True, exist_ok=True)
     return folder
