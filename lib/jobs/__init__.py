@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from lib.errors import BancadaError, CannotWrite, JobDied, from_record
-from lib.jobs.processes import forget_old_logs, how_it_ended, settings_as_json, start, tell
+from lib.jobs.processes import end_leftovers, forget_old_logs, how_it_ended, settings_as_json, start, tell
 from lib.store.jobs import JobRecord, JobTable, in_utc
 
 if TYPE_CHECKING:
@@ -133,13 +133,14 @@ class Jobs:
         self._table.hide(job_id, learner)
 
     def recover(self) -> bool:
-        """Mark what a dead worker left as interrupted; False when a worker lives."""
+        """Mark what a dead worker left as interrupted, and see to the end of its child; False when a worker lives."""
         try:
             with worker_lock(self._workbench.settings.jobs_dir, 0):
-                self._table.interrupt_all(self.queue)
-                return True
+                pids = self._table.interrupt_all(self.queue)
         except Timeout:
             return False
+        end_leftovers(pids)
+        return True
 
     def start_watching(self) -> None:
         """From now on a thread sees to it that a worker lives while there is work."""

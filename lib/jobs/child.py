@@ -24,11 +24,10 @@ from lib.course.labs import find_step, labs
 from lib.course.result import Progress
 from lib.course.run import only_ours, perform
 from lib.errors import BancadaError, Cancelled
-from lib.jobs.processes import kill_all, read_line, settings_from_json
+from lib.jobs.processes import GONE_S, kill_all, read_line, settings_from_json
 from lib.workbench import Workbench
 
 SAY_S = 0.1
-GONE_S = 3.0
 NICEST = 19
 
 T = TypeVar("T")

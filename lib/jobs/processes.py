@@ -21,6 +21,8 @@ from lib.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 LOG_KEPT_S = 7 * 86400.0
+# How long the child of a job may clean up when the app or its worker is gone.
+GONE_S = 3.0
 
 
 def start(module: str, log: Path, answers: bool = True) -> subprocess.Popen[bytes]:
@@ -72,6 +74,20 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     kill_all(below)
     process.wait()
+
+
+def end_leftovers(pids: Iterable[int]) -> None:
+    """See to the end of children whose worker was killed: they end by themselves, unless native code holds them."""
+    left = []
+    for pid in pids:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if "lib.jobs.child" in process.cmdline():
+                left.append(process)
+    _, hanging = psutil.wait_procs(left, timeout=GONE_S + 1)
+    for one in hanging:
+        with suppress(psutil.Error):
+            kill_all([*one.children(recursive=True), one])
 
 
 def end_orphans() -> None:

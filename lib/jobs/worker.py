@@ -18,18 +18,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import psutil
 from filelock import Timeout
 
 from lib.course.performed import Performed
 from lib.errors import DatabaseBusy, JobDied, PlaceError
 from lib.jobs import queue_of, worker_lock
 from lib.jobs.processes import (
+    GONE_S,
     adopt_orphans,
+    end_leftovers,
     end_orphans,
     end_tree,
     how_it_ended,
-    kill_all,
     read_line,
     settings_as_json,
     settings_from_json,
@@ -44,9 +44,8 @@ START_S = 5.0
 IDLE_S = 10.0
 LOOK_S = 0.2
 WRITE_S = 0.4
-# How long a child may clean up: after a cancel, when the app is gone, and after its last word.
+# How long a child may take to end: after a cancel, and after its last word.
 CANCEL_S = 5.0
-GONE_S = 3.0
 EXIT_S = 5.0
 BUSY_S = 60.0
 # Errors whose cause is in the child's log.
@@ -104,7 +103,7 @@ class Worker:
     def work(self) -> None:
         """Run jobs until the app is gone or there has been nothing to do for a while."""
         try:
-            self._end_leftovers(self._patiently(lambda: self._table.interrupt_all(self._queue)))
+            end_leftovers(self._patiently(lambda: self._table.interrupt_all(self._queue)))
             idle_since = time.monotonic()
             while not self._gone.is_set() and time.monotonic() - idle_since < IDLE_S:
                 record = self._patiently(lambda: self._table.claim(self._queue))
@@ -179,20 +178,6 @@ class Worker:
             except DatabaseBusy:
                 if time.monotonic() > deadline:
                     raise
-
-    @staticmethod
-    def _end_leftovers(pids: list[int]) -> None:
-        """A child whose worker was killed ends by itself; one that cannot, as it hangs in native code, is killed."""
-        left = []
-        for pid in pids:
-            with suppress(psutil.Error):
-                process = psutil.Process(pid)
-                if "lib.jobs.child" in process.cmdline():
-                    left.append(process)
-        _, hanging = psutil.wait_procs(left, timeout=GONE_S + 1)
-        for one in hanging:
-            with suppress(psutil.Error):
-                kill_all([one, *one.children(recursive=True)])
 
 
 def main() -> None:

@@ -143,13 +143,13 @@ class JobTable:
             session.execute(update(JobRow).where(waiting).values(state="failed", error=dict(error), finished_at=now()))
 
     def newest(self, queue: str, lab: str, step: str, learner: str) -> JobRecord | None:
-        """The newest job of a step that a learner asked for and has not hidden."""
-        mine = and_(AskerRow.learner == learner, AskerRow.hidden.is_(False))
+        """The newest job of a step that a learner asked for; None when it is hidden: older ones are past."""
         of_step = and_(JobRow.queue == queue, JobRow.lab == lab, JobRow.step == step)
-        query = select(JobRow).join(AskerRow, AskerRow.job_id == JobRow.id).where(mine, of_step)
+        query = select(JobRow, AskerRow.hidden).join(AskerRow, AskerRow.job_id == JobRow.id)
+        query = query.where(AskerRow.learner == learner, of_step).order_by(JobRow.id.desc()).limit(1)
         with self._session() as session:
-            row = session.scalar(query.order_by(JobRow.id.desc()).limit(1))
-            return self._records(session, [row])[0] if row else None
+            found = session.execute(query).first()
+            return None if found is None or found.hidden else self._records(session, [found[0]])[0]
 
     def get(self, job_id: int) -> JobRecord:
         """One job."""

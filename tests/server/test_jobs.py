@@ -280,8 +280,20 @@ def test_machines_that_share_a_database_run_their_own_jobs(tmp_path: Path, drill
 
 def test_the_settings_reach_the_worker_whole(tmp_path: Path) -> None:
     given = Settings(
-        _env_file=None, home=tmp_path, language="pt", learner="ana", hub_token="hf_secret", offline=True, slots=7
+        _env_file=None,
+        home=tmp_path,
+        language="pt",
+        learner="ana",
+        database_url="postgresql://me:hush@host/db",
+        default_model="another",
+        hub_token="hf_secret",
+        offline=True,
+        OLLAMA_HOST="http://127.0.0.1:1",
+        slots=7,
+        context_tokens=512,
     )
+    fields = type(given).model_fields
+    assert [name for name, field in fields.items() if getattr(given, name) == field.get_default()] == []
     assert settings_from_json(settings_as_json(given)) == given
 
 
@@ -308,8 +320,10 @@ def test_an_error_of_a_step_is_read_in_both_languages(bench: Workbench, jobs: Jo
     assert bench.store.cards("me") == []
     newest = jobs.newest("me", drill)
     assert newest is not None and newest.state == "failed"
-    jobs.hide(job.id, "me")
-    assert jobs.newest("me", drill) is None
+    later = jobs.submit("me", drill, {"tag": "later"})
+    ended(jobs, later)
+    jobs.hide(later.id, "me")
+    assert jobs.newest("me", drill) is None, "what came before it is past"
 
 
 def test_a_defect_of_a_step_ends_as_an_error_and_its_traceback_in_the_log(
@@ -445,6 +459,22 @@ def test_when_app_and_worker_are_killed_together_another_app_sees_it(
     app.kill()
     assert ended(jobs, job, RESOLVED_S).state == "interrupted"
     wait_until("its child is gone", lambda: not is_alive(child), RESOLVED_S)
+
+
+def test_a_child_that_cannot_end_itself_is_ended_by_the_next_worker(bench: Workbench, jobs: Jobs, drill: Step) -> None:
+    jobs.start_watching()
+    job = jobs.submit("me", drill, {"tag": "stuck", "seconds": 600.0})
+    following = jobs.submit("me", drill, {"tag": "next"})
+    child = at_work(jobs, job)
+    os.kill(child, signal.SIGSTOP)  # as deep in native code
+    try:
+        worker_of(os.getpid()).kill()
+        assert ended(jobs, job, RESOLVED_S).state == "interrupted"
+        assert ended(jobs, following).state == "done", "it would wait for the turn that the stuck one holds"
+        assert not is_alive(child)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_two_apps_of_one_home_have_one_worker(

@@ -26,6 +26,7 @@ def work(
     how: Annotated[str, Choice(("sleep", "hang", "fail", "defect", "litter"))] = "sleep",
 ) -> Iterator[Progress | Result]:
     """Sleep, hang, fail, or leave a file and a process lying about while at it."""
+    workbench.settings.home.mkdir(parents=True, exist_ok=True)
     trace, litter = workbench.settings.home / "trace.txt", workbench.settings.home / f"{tag}.part"
     with trace.open("a") as file:
         file.write(f"start {tag} {time.time()}\n")
