@@ -45,7 +45,7 @@ def ensure_genai(
             return (yield from workbench.toolchains.call("transformers5", "genai", request))
 
     inputs = {"hf": digest_of(hf), "context_tokens": context_tokens}
-    recipe = Recipe(f"genai-{precision}", "transformers5", inputs, found.weights_bytes, make, _verify_genai)
+    recipe = Recipe(f"genai-{precision}", "transformers5", "genai", inputs, found.weights_bytes, make, _verify_genai)
     made = yield from convert(workbench, reference.model, reference.source, recipe)
     return place_of_directory(made, context_tokens)
 
@@ -67,7 +67,13 @@ def ensure_olive(workbench: Workbench, reference: Reference) -> Generator[Progre
 
     inputs = {"onnx": digest_of(onnx), "passes": passes}
     recipe = Recipe(
-        "olive-int8", "transformers5", inputs, 2 * onnx.size_bytes, make, lambda out: expect(out / "model.onnx", 2**20)
+        "olive-int8",
+        "transformers5",
+        "olive_run",
+        inputs,
+        2 * onnx.size_bytes,
+        make,
+        lambda out: expect(out / "model.onnx", 2**20),
     )
     return place_of_directory((yield from convert(workbench, reference.model, reference.source, recipe)))
 
@@ -99,7 +105,9 @@ def ensure_mlx(workbench: Workbench, reference: Reference) -> Generator[Progress
         return (yield from workbench.toolchains.call("mlx", "mlx_run", request))
 
     need = check_directory(hf.path).weights_bytes // 2
-    recipe = Recipe("mlx-4bit", "mlx", {"hf": digest_of(hf)}, need, make, lambda out: expect(out / "model.safetensors"))
+    recipe = Recipe(
+        "mlx-4bit", "mlx", "mlx_run", {"hf": digest_of(hf)}, need, make, lambda out: expect(out / "model.safetensors")
+    )
     return place_of_directory((yield from convert(workbench, reference.model, reference.source, recipe)))
 
 

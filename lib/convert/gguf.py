@@ -83,7 +83,7 @@ def _convert(
         return (yield from workbench.toolchains.call("transformers5", "hf_to_gguf", request))
 
     need = found.parameters * _F16_BYTES + 32 * 2**20
-    recipe = Recipe("gguf", "transformers5", inputs, need, make, lambda out: _verify(out / NAME, found))
+    recipe = Recipe("gguf", "transformers5", "hf_to_gguf", inputs, need, make, lambda out: _verify(out / NAME, found))
     return (yield from convert(workbench, model, source, recipe))
 
 

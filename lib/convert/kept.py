@@ -22,6 +22,7 @@ from lib.course.result import Progress
 from lib.errors import ChildFailed, DiskFull, ModelDamaged
 from lib.gguf.made import sha256_of
 from lib.models.fetch import check_space, place_error
+from lib.toolchains.child import CHILDREN
 
 if TYPE_CHECKING:
     from lib.workbench import Workbench
@@ -45,10 +46,11 @@ class Converted:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a kind is made: by which toolchain, from what (``inputs``, plain JSON values), with how much room."""
+    """How a kind is made: by which toolchain and child, from what (``inputs``, plain JSON values), in how much room."""
 
     kind: str
     toolchain: str
+    child: str
     inputs: Mapping[str, Any]
     need_bytes: int
     make: Callable[[Path], Making]
@@ -81,6 +83,8 @@ def convert(workbench: Workbench, model: str, source: Path, recipe: Recipe) -> G
     key = {
         "source": stamp(source),
         "toolchain": workbench.toolchains.fingerprint(recipe.toolchain),
+        # Another version of Bancada may make it otherwise.
+        "child": sha256_of(CHILDREN / f"{recipe.child}.py")[:16],
         "inputs": dict(recipe.inputs),
     }
     with _place(target.parent):

@@ -35,7 +35,13 @@ def ensure_onnx(workbench: Workbench, reference: Reference) -> Generator[Progres
 
     # The exporter writes the graph, then once more with the shared matrix taken out.
     recipe = Recipe(
-        "onnx", "optimum", {"hf": digest_of(hf)}, 3 * found.weights_bytes, make, lambda out: _verify(out, 0.9, hf)
+        "onnx",
+        "optimum",
+        "onnx_export",
+        {"hf": digest_of(hf)},
+        3 * found.weights_bytes,
+        make,
+        lambda out: _verify(out, 0.9, hf),
     )
     return (yield from convert(workbench, reference.model, reference.source, recipe))
 
@@ -52,7 +58,13 @@ def ensure_int8(workbench: Workbench, reference: Reference, onnx: Converted) -> 
 
     need = 2 * graph.stat().st_size
     recipe = Recipe(
-        "onnx-int8", "optimum", {"onnx": digest_of(onnx)}, need, make, lambda out: _verify(out, 0.2, reference.hf)
+        "onnx-int8",
+        "optimum",
+        "onnx_run",
+        {"onnx": digest_of(onnx)},
+        need,
+        make,
+        lambda out: _verify(out, 0.2, reference.hf),
     )
     return (yield from convert(workbench, reference.model, reference.source, recipe))
 

