@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -193,34 +193,38 @@ def test_a_format_named_after_a_type_has_it_where_the_rows_allow_it(shared: Work
     assert finished(plan_formats(shared, DEFAULT, ["Q4_K_M"]))["Q4_K_M"].fallbacks > 100
 
 
+def values_of(gguf: Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """Tensors in float32, as the gguf package reads their blocks; shapes as torch has them."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    data, found = np.memmap(gguf, np.uint8, "r"), {}
+    for one in read_header(gguf).tensors:
+        if wanted is None or one.name in wanted:
+            raw = data[one.offset : one.offset + one.size_bytes]
+            values = dequantize(raw.reshape(one.weights // one.shape[0], -1), GGMLQuantizationType[one.type])
+            found[one.name] = values.reshape(one.shape[::-1])
+    return found
+
+
 def test_the_f16_of_a_quantized_source_holds_the_numbers_that_the_source_stands_for(
     shared: Workbench, default_model: Path
 ) -> None:
-    from gguf import GGMLQuantizationType, GGUFReader
-    from gguf.quants import dequantize
-
-    made = {one.name: one for one in GGUFReader(shared.models.made_path(DEFAULT, "F16")).tensors}
-    source = {one.name: one for one in GGUFReader(default_model).tensors}
-    assert made.keys() == source.keys()
-    for name in ("blk.0.attn_q.weight", "blk.29.ffn_down.weight", "blk.7.attn_v.weight", "output_norm.weight"):
-        given = source[name]
-        assert name == "output_norm.weight" or given.tensor_type == GGMLQuantizationType.Q4_1
-        wanted = dequantize(given.data, given.tensor_type).astype(made[name].data.dtype)
-        np.testing.assert_array_equal(made[name].data.reshape(wanted.shape), wanted)
+    names = ("blk.0.attn_q.weight", "blk.29.ffn_down.weight", "blk.7.attn_v.weight", "output_norm.weight")
+    source, made = values_of(default_model, names), values_of(shared.models.made_path(DEFAULT, "F16"), names)
+    assert {one.type for one in read_header(default_model).tensors if one.name in names} == {"Q4_1", "F32"}
+    for name in names:
+        rounded = source[name] if "norm" in name else source[name].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(made[name], rounded)
 
 
 def test_a_quantized_tensor_is_near_the_f16_it_was_made_from(shared: Workbench) -> None:
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    reference = {one.name: one for one in GGUFReader(shared.models.made_path(DEFAULT, "F16")).tensors}
+    name = "blk.3.ffn_down.weight"
+    wanted = values_of(shared.models.made_path(DEFAULT, "F16"), (name,))[name]
     off = {}
-    for name in ("Q8_0", "Q6_K", "Q4_0", "TQ2_0"):
-        for one in GGUFReader(shared.models.made_path(DEFAULT, name)).tensors:
-            if one.name == "blk.3.ffn_down.weight":
-                wanted = reference[one.name].data.astype(np.float32)
-                found = dequantize(one.data, one.tensor_type).reshape(wanted.shape)
-                off[name] = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
+    for format in ("Q8_0", "Q6_K", "Q4_0", "TQ2_0"):
+        found = values_of(shared.models.made_path(DEFAULT, format), (name,))[name]
+        off[format] = float(np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()))
     assert off["Q8_0"] < 0.01 and off["Q8_0"] < off["Q6_K"] < off["Q4_0"] < 0.15 < off["TQ2_0"], off
 
 
@@ -375,20 +379,72 @@ def measured(shared: Workbench, text: str) -> tuple[Scored, Quality]:
     return scored, found
 
 
-def log_probabilities(gguf: Path, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """transformers' own reading of the file in float32: log-probabilities (n_scored, n_vocab) and what came."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+ROLES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    tokens = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-    rows, came = [], []
+
+def in_torch(gguf: Path) -> Any:
+    """The file as transformers' own Llama in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    of, values = read_header(gguf).metadata, values_of(gguf)
+    heads, kv_heads = int(of["llama.attention.head_count"]), int(of["llama.attention.head_count_kv"])  # type: ignore[arg-type]
+    config = LlamaConfig(
+        vocab_size=len(values["token_embd.weight"]),
+        hidden_size=of["llama.embedding_length"],
+        intermediate_size=of["llama.feed_forward_length"],
+        num_hidden_layers=of["llama.block_count"],
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=of["llama.attention.layer_norm_rms_epsilon"],
+        rope_theta=of["llama.rope.freq_base"],
+        max_position_embeddings=of["llama.context_length"],
+        tie_word_embeddings="output.weight" not in values,
+    )
+    weights = {
+        "model.embed_tokens.weight": values["token_embd.weight"],
+        "model.norm.weight": values["output_norm.weight"],
+    }
+    for name, value in values.items():
+        if name.startswith("blk."):
+            _, layer, role, _ = name.split(".")
+            if role in ("attn_q", "attn_k"):
+                # llama.cpp turns neighbouring numbers, transformers the two halves of a head.
+                count = heads if role == "attn_q" else kv_heads
+                value = value.reshape(count, -1, 2, value.shape[-1]).swapaxes(1, 2).reshape(value.shape)
+            weights[f"model.layers.{layer}.{ROLES[role]}.weight"] = value
+    model = LlamaForCausalLM(config).eval()
+    state = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in weights.items()}
+    absent = model.load_state_dict(state, strict=False)
+    assert set(absent.missing_keys) <= {"lm_head.weight"} and not absent.unexpected_keys
+    model.tie_weights()
+    return model
+
+
+def log_probabilities(gguf: Path, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of the second half of each chunk: log-probabilities (n_scored, n_vocab), and the tokens that came."""
+    import torch
+
+    model, rows, came = in_torch(gguf), [], []
+    # Several threads that wait for each other take minutes where other work shares the cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.inference_mode():
-        for chunk in tokens[: len(tokens) // CHUNK_TOKENS * CHUNK_TOKENS].split(CHUNK_TOKENS):
+        for chunk in torch.tensor(tokens[: len(tokens) // CHUNK_TOKENS * CHUNK_TOKENS]).split(CHUNK_TOKENS):
             logits = model(chunk[None]).logits[0, CHUNK_TOKENS // 2 : -1]
             rows.append(torch.log_softmax(logits, dim=-1).numpy())
             came.append(chunk[CHUNK_TOKENS // 2 + 1 :].numpy())
+    torch.set_num_threads(threads)
     return np.concatenate(rows), np.concatenate(came)
 
 
@@ -396,8 +452,9 @@ def test_the_figures_are_those_of_an_independent_computation(
     shared: Workbench, text: str, measured: tuple[Scored, Quality]
 ) -> None:
     scored, quality = measured
-    base, came = log_probabilities(shared.models.made_path(DEFAULT, "F16"), text)
-    other, _ = log_probabilities(shared.models.made_path(DEFAULT, "Q4_0"), text)
+    tokens = finished(tokens_of(shared, shared.models.made_path(DEFAULT, "F16"), text))
+    base, came = log_probabilities(shared.models.made_path(DEFAULT, "F16"), tokens)
+    other, _ = log_probabilities(shared.models.made_path(DEFAULT, "Q4_0"), tokens)
     at = np.arange(len(came))
     assert scored.chunks >= 2 and scored.scored_tokens == len(came)
     negative = -base[at, came]
