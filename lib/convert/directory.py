@@ -137,13 +137,12 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _refuse_by_name(path: Path, one: Path) -> None:
-    # A link may hide what it leads to.
-    names = {one.name.lower(), one.resolve().name.lower()}
-    for name in names:
-        if name.endswith(PICKLES):
-            raise UnsafeModel(path=str(path), file=one.name, why="pickle")
-        if name.endswith(PROGRAMS):
-            raise UnsafeModel(path=str(path), file=one.name, why=Path(name).suffix)
+    # What a link inside leads to stands among the files, too.
+    name = one.name.lower()
+    if name.endswith(PICKLES):
+        raise UnsafeModel(path=str(path), file=one.name, why="pickle")
+    if name.endswith(PROGRAMS):
+        raise UnsafeModel(path=str(path), file=one.name, why=Path(name).suffix)
 
 
 def _refuse_remote_code(path: Path, value: Any) -> None:
