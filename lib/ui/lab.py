@@ -105,7 +105,8 @@ def _draw_step(step: Step, said: Words) -> None:
             disabled=job is not None and job.active,
         ):
             if step.long:
-                job = jobs().submit(learner, step, values, prediction)
+                jobs().submit(learner, step, values, prediction)
+                st.rerun()  # so that the button is disabled while the job is on its way
             else:
                 last = _run_at_once(step, values, prediction, said) or last
     if job is not None and job.active:

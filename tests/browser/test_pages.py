@@ -203,7 +203,11 @@ def test_quantizing_goes_on_behind_a_closed_tab_and_the_queue_shows_it(house: Ho
     expect(queue.get_by_text("Quantize", exact=False).first).to_be_visible()
     again = open_page(house.page("quantize?step=quantize"))
     expect(again.get_by_text("Size of each file, forecast and real")).to_be_visible(timeout=300_000)
-    assert {path.name for path in (house.home / "models/made").glob("*/*.gguf")} >= {"F16.gguf", "Q4_0.gguf", "Q8_0.gguf"}
+    assert {path.name for path in (house.home / "models/made").glob("*/*.gguf")} >= {
+        "F16.gguf",
+        "Q4_0.gguf",
+        "Q8_0.gguf",
+    }
     assert not list((house.home / "models/made").glob("*/*.part"))
 
 
@@ -263,7 +267,15 @@ def test_a_step_runs_by_keyboard_alone(house: House, open_page: Open) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "choose?step=machine", "choose?step=estimate", "choose?step=quiz", "quantize?step=quality", "convert", "queue"],
+    [
+        "",
+        "choose?step=machine",
+        "choose?step=estimate",
+        "choose?step=quiz",
+        "quantize?step=quality",
+        "convert",
+        "queue",
+    ],
 )
 def test_a_phone_needs_no_sideways_scrolling(house: House, open_page: Open, path: str) -> None:
     page = open_page(house.page(path), width=390)
