@@ -21,6 +21,9 @@ from lib.workbench import Workbench
 from tests.conftest import ROOT
 
 
+# For one cell or command: a long step may wait for another test's turn of the machine.
+PATIENCE_S = 1800
+
 @pytest.mark.parametrize("language", ["en", "pt"])
 @pytest.mark.parametrize("lab", labs(), ids=lambda lab: lab.id)
 def test_a_notebook_runs_from_its_own_folder(
@@ -30,7 +33,7 @@ def test_a_notebook_runs_from_its_own_folder(
     monkeypatch.setenv("BANCADA_HOME", str(home))
     path = notebook.path_of(lab, language)
     book = nbformat.read(path, as_version=4)
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(book, timeout=PATIENCE_S, resources={"metadata": {"path": str(path.parent)}}).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output.text for output in outputs if output.get("name") == "stderr"], "a notebook draws it on red"
@@ -91,7 +94,7 @@ def _terminal(key: str, parameters: dict[str, object], environment: dict[str, st
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return Result.from_json(done.stdout)
@@ -107,7 +110,7 @@ def _notebook(key: str, parameters: dict[str, object]) -> Result:
     arguments = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
     call = nbformat.v4.new_code_cell(f"print('RESULT' + {step_id}(workbench, {arguments}).result.to_json())")
     book.cells = [*code[:2], source, call]
-    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(notebook.path_of(lab, "en").parent)}}).execute()
+    NotebookClient(book, timeout=PATIENCE_S, resources={"metadata": {"path": str(notebook.path_of(lab, "en").parent)}}).execute()
     text = "".join(output.get("text", "") for output in book.cells[-1].outputs)
     return Result.from_json(text.split("RESULT", 1)[1])
 
@@ -138,6 +141,6 @@ else:
 print("RESULT" + latest_run(step, workbench, workbench.learner).result.to_json())
 workbench.close()
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     return Result.from_json(done.stdout.split("RESULT", 1)[1])
