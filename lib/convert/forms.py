@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.convert.kept import Converted, place_of, size_of, stamp
+from lib.convert.kept import Converted, place_of, size_of
 from lib.convert.llama import answers_of_llama
 from lib.convert.parity import Parity, parity
 from lib.convert.reference import TOKENS, Reference, digest_of
 from lib.course.result import Progress
+from lib.files import stamp
 from lib.gguf.logits import logits_of
 from lib.scratch import scratch
 

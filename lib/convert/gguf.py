@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lib.convert.directory import ARCHITECTURES, Directory, check_directory
-from lib.convert.kept import Converted, Making, Recipe, convert, stamp
+from lib.convert.kept import Converted, Making, Recipe, convert
 from lib.convert.reference import digest_of, ensure_hf
 from lib.course.result import Progress
 from lib.errors import ModelDamaged
+from lib.files import stamp
 from lib.gguf.header import read_header
 from lib.gguf.made import ensure_format, sha256_of
 

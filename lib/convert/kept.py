@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lib.course.result import Progress
 from lib.errors import ChildFailed, DiskFull, ModelDamaged
+from lib.files import acquired, stamp
 from lib.gguf.made import sha256_of
 from lib.models.fetch import check_space, place_error
 from lib.toolchains.child import CHILDREN
@@ -57,12 +58,6 @@ class Recipe:
     verify: Callable[[Path], None]
 
 
-def stamp(path: Path) -> list[int]:
-    """What tells a file from another of its name without reading it."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
-
-
 def place_of(workbench: Workbench, model: str, kind: str) -> Path:
     """Where a model's conversion stands when it is made."""
     return workbench.settings.home / "converted" / model / kind
@@ -90,7 +85,7 @@ def convert(workbench: Workbench, model: str, source: Path, recipe: Recipe) -> G
     with _place(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{target}.lock", thread_local=False)
-        yield from _take(lock, recipe.kind)
+        yield from acquired(lock, Progress(0, 0, "shared_conversion", recipe.kind))
         try:
             if (found := _found(target, key)) is not None:
                 return found
@@ -164,14 +159,6 @@ def _place(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise place_error(error, folder / MANIFEST) from error
-
-
-def _take(lock: FileLock, kind: str) -> Generator[Progress, None, None]:
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.3)
-        except Timeout:
-            yield Progress(0, 0, "shared_conversion", kind)
 
 
 def _mib(size_bytes: float) -> str:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import TypeAdapter
 
 from lib.course.result import Progress
 from lib.errors import CannotWrite, ModelDamaged, QuantizerRefused
+from lib.files import acquired, stamp
 from lib.gguf.formats import FORMATS, REFERENCE
 from lib.gguf.header import BLOCKS, Header, Tensor, read_header, tensor_size_bytes
 from lib.models.fetch import check_space, place_error
@@ -110,7 +111,7 @@ def make_format(workbench: Workbench, model: str, format: str) -> Generator[Prog
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{target}.lock")
-        yield from _take(lock, format)
+        yield from acquired(lock, Progress(0, 0, "shared_quantize", format))
         try:
             if (found := _kept(target, source)) is not None:
                 return found
@@ -201,20 +202,12 @@ def _verify(part: Path, plan: Plan) -> None:
         raise ModelDamaged(path=str(part), why="the quantizer wrote other types than it planned")
 
 
-def _take(lock: FileLock, format: str) -> Generator[Progress, None, None]:
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.3)
-        except Timeout:
-            yield Progress(0, 0, "shared_quantize", format)
-
-
 def _kept(target: Path, source: Path) -> Made | None:
     """What was made before, if it is whole and from this very source."""
     # Whatever cannot be read as a manifest is none: the file is then made again.
     with suppress(OSError, ValueError, KeyError):
         raw = TypeAdapter(dict[str, Any]).validate_json(_manifest(target).read_bytes())
-        if raw.pop("source_stat") == _stat(source) and target.stat().st_size == raw["size_bytes"]:
+        if raw.pop("source_stat") == stamp(source) and target.stat().st_size == raw["size_bytes"]:
             return TypeAdapter(Made).validate_python({**raw, "path": target, "reused": True})
     return None
 
@@ -223,18 +216,12 @@ def _write_manifest(made: Made, source: Path) -> None:
     values = {name: value for name, value in asdict(made).items() if name not in ("path", "reused")}
     manifest = _manifest(made.path)
     part = manifest.with_suffix(".json.part")
-    part.write_text(json.dumps({**values, "source_stat": _stat(source)}, indent=1), encoding="utf-8")
+    part.write_text(json.dumps({**values, "source_stat": stamp(source)}, indent=1), encoding="utf-8")
     part.replace(manifest)
 
 
 def _manifest(target: Path) -> Path:
     return target.with_suffix(".json")
-
-
-def _stat(source: Path) -> list[int]:
-    """What tells a file from another of its name without reading it."""
-    found = source.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from lib.course.result import Progress, outcome, part_of
+from lib.files import stamp
 from lib.gguf.formats import REFERENCE
 from lib.gguf.header import read_header
 from lib.gguf.made import ensure_format
@@ -142,8 +143,7 @@ class _Kept:
 
 
 def _stamp(path: Path) -> str:
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return " ".join(map(str, stamp(path)))
 
 
 def _part(

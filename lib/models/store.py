@@ -31,6 +31,7 @@ from lib.errors import (
     Offline,
     UnknownModel,
 )
+from lib.files import acquired
 from lib.gguf.header import read_header
 from lib.models.catalog import ModelFile, PackageMember, load_catalog
 from lib.models.fetch import append, check_space, download, verify
@@ -132,7 +133,7 @@ class ModelStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Of the learner's own files one at a time: every file beside them is one of theirs.
             lock = FileLock(f"{target}.lock" if known else self.folder / "own.lock")
-            yield from _acquired(lock, path.stat().st_size)
+            yield from acquired(lock, Progress(0, path.stat().st_size, "shared_download"))
             try:
                 check_space(target.parent, path.stat().st_size)
                 part = target.with_name(target.name + ".part")
@@ -234,15 +235,6 @@ class ModelStore:
 
 class _SourceFailed(Exception):
     """One source cannot give the file; the next one is tried."""
-
-
-def _acquired(lock: FileLock, size_bytes: int) -> Iterator[Progress]:
-    """Wait until nobody else brings the same file here."""
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            yield Progress(0, size_bytes, "shared_download")
 
 
 def _ask_index(member: PackageMember) -> tuple[str, str, str]:
