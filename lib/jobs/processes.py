@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent.parent
 LOG_KEPT_S = 7 * 86400.0
 # How long the child of a job may clean up when the app or its worker is gone.
 GONE_S = 3.0
+# How long the system may take over the end of a process that has been killed: an engine's memory is large.
+DEAD_S = 10.0
 
 
 def start(module: str, log: Path, answers: bool = True) -> subprocess.Popen[bytes]:
@@ -91,13 +93,20 @@ def end_leftovers(pids: Iterable[int]) -> None:
 
 
 def end_orphans() -> None:
-    """Kill what is still below this process; nobody may be waiting for any of it."""
-    with suppress(psutil.Error):
-        kill_all(psutil.Process().children(recursive=True))
-    if os.name == "posix":
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+    """Kill what is still below this process and wait until it is gone, its memory with it; nobody else waits for it."""
+    deadline = time.monotonic() + DEAD_S
+    while time.monotonic() < deadline:
+        if os.name == "posix":
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        left: list[psutil.Process] = []
+        with suppress(psutil.Error):
+            left = psutil.Process().children(recursive=True)
+        if not left:
+            return
+        kill_all(left)
+        time.sleep(0.02)
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from subprocess import Popen
 
 import psutil
 import pytest
@@ -79,11 +80,11 @@ def jobs(bench: Workbench) -> Iterator[Jobs]:
 
 
 @pytest.fixture
-def start_app(bench: Workbench) -> Iterator[Callable[[], Popen[str]]]:
+def start_app(bench: Workbench) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts what stands for an app: a process that watches over the jobs of the same home."""
     with ExitStack() as stack:
 
-        def one() -> Popen[str]:
+        def one() -> subprocess.Popen[str]:
             environment = {"BANCADA_HOME": str(bench.settings.home), "PYTHONPATH": os.environ["PYTHONPATH"]}
             process = start_python("-c", APP, environment=environment)
             stack.callback(end, process)
@@ -400,6 +401,21 @@ def test_a_cancelled_measurement_leaves_no_engine(home: Path) -> None:
         assert bench.store.cards("me") == []
 
 
+def test_what_is_killed_is_gone_with_its_memory_before_the_next_job_begins() -> None:
+    program = """
+import subprocess, sys
+import psutil
+from lib.jobs.processes import end_orphans
+large = subprocess.Popen([sys.executable, "-c", "x = b'1' * 2**30; print(flush=True); input()"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+large.stdout.readline()
+end_orphans()
+print(psutil.pid_exists(large.pid))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout.strip() == "False"
+
+
 def test_one_of_two_who_cancels_gets_no_card_and_the_other_does(bench: Workbench, jobs: Jobs, drill: Step) -> None:
     jobs.start_watching()
     for learner in ("ana", "bia"):
@@ -433,7 +449,7 @@ def test_a_killed_worker_leaves_an_interrupted_job_and_the_next_one_runs(
 
 
 def test_with_a_killed_app_its_worker_and_the_job_end_and_what_waited_runs_when_the_next_app_looks(
-    bench: Workbench, jobs: Jobs, drill: Step, start_app: Callable[[], Popen[str]]
+    bench: Workbench, jobs: Jobs, drill: Step, start_app: Callable[[], subprocess.Popen[str]]
 ) -> None:
     app = start_app()
     job = jobs.submit("me", drill, {"tag": "long", "seconds": 600.0})
@@ -448,7 +464,7 @@ def test_with_a_killed_app_its_worker_and_the_job_end_and_what_waited_runs_when_
 
 
 def test_when_app_and_worker_are_killed_together_another_app_sees_it(
-    jobs: Jobs, drill: Step, start_app: Callable[[], Popen[str]]
+    jobs: Jobs, drill: Step, start_app: Callable[[], subprocess.Popen[str]]
 ) -> None:
     app = start_app()
     job = jobs.submit("me", drill, {"tag": "long", "seconds": 600.0})
@@ -478,7 +494,7 @@ def test_a_child_that_cannot_end_itself_is_ended_by_the_next_worker(bench: Workb
 
 
 def test_two_apps_of_one_home_have_one_worker(
-    bench: Workbench, jobs: Jobs, drill: Step, start_app: Callable[[], Popen[str]]
+    bench: Workbench, jobs: Jobs, drill: Step, start_app: Callable[[], subprocess.Popen[str]]
 ) -> None:
     apps = [start_app() for _ in range(3)]
     submitted = [jobs.submit("me", drill, {"tag": f"t{number}", "seconds": 0.5}) for number in range(4)]
