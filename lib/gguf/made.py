@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,11 +126,8 @@ def make_format(workbench: Workbench, model: str, format: str) -> Generator[Prog
 def _make(
     workbench: Workbench, source: Path, target: Path, format: str, source_sha256: str | None
 ) -> Generator[Progress, None, Made]:
-    header = read_header(source)
     for abandoned in target.parent.glob(f"{format}.*.part"):
         abandoned.unlink()
-    # No format is larger than F16; what F32 vectors add is less than the reserve.
-    check_space(target.parent, 2 * sum(one.weights for one in header.tensors))
     part = target.with_name(f"{format}.{os.getpid()}.part")
     try:
         request = {
@@ -140,14 +138,22 @@ def _make(
             "ftype": FORMATS[format].ftype,
             "out": str(part),
         }
-        answer = yield from _written(workbench, request, part)
+        with closing(_written(workbench, request, part)) as events:
+            yield next(events)
+            # Read while the process starts, which takes longer.
+            header = read_header(source)
+            # No format is larger than F16; what F32 vectors add is less than the reserve.
+            check_space(target.parent, 2 * sum(one.weights for one in header.tensors))
+            answer = yield from events
         yield Progress(1, 1, "verify", format)
-        _verify(part, _planned(header, format, answer["types"]))
+        with ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(sha256_of, part)
+            _verify(part, _planned(header, format, answer["types"]))
         made = Made(
             target,
             format,
             part.stat().st_size,
-            sha256_of(part),
+            digest.result(),
             source_sha256 or sha256_of(source),
             answer["seconds"],
             answer["peak_bytes"],

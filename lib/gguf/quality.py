@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lib.workbench import Workbench
 
 CHUNK_TOKENS = 512
-MOST_CHUNKS = 8
+MOST_CHUNKS = 4
 TEXT = Path(__file__).parent.parent.parent / "data" / "texts" / "quality.en.txt"
 
 

@@ -18,8 +18,6 @@ import threading
 import time
 from contextlib import suppress
 
-import psutil
-
 _ending = threading.Lock()
 
 
@@ -39,6 +37,8 @@ def main() -> None:
         with suppress(OSError):  # it died before it read
             process.stdin.write(request.encode() + b"\n")
             process.stdin.flush()
+    import psutil  # noqa: F401  ready when the end comes
+
     code = process.wait()
     # The process is gone; what it started is not its parent's to keep.
     _end_everything()
@@ -66,21 +66,22 @@ def _end_with_parent() -> None:
 
 def _end_everything() -> None:
     """Kill all that lives below this process; again, for what was being started meanwhile."""
+    # Imported while the process works: it need not wait for what only its end needs.
+    import psutil
+
     with _ending:
         for _ in range(100):
-            alive = [one for one in psutil.Process().children(recursive=True) if _lives(one)]
+            alive = []
+            for one in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if one.status() != psutil.STATUS_ZOMBIE:
+                        alive.append(one)
             if not alive:
                 return
             for one in alive:
                 with suppress(psutil.Error):
                     one.kill()
             time.sleep(0.01)
-
-
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def _adopt_orphans() -> None:

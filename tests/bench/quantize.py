@@ -83,9 +83,10 @@ def quantizing(workbench: Workbench, rounds: int) -> None:
             out = target.with_suffix(".bare")
             theirs.append(bare(_BARE_QUANTIZE, str(reference), str(out), str(FORMATS[name].ftype), threads))
             out.unlink()
-        ratios.append(sum(ours) / sum(theirs))
-        print(f"quantize {name:<7} {median(ours):6.2f} s against {median(theirs):6.2f} s bare: {ratios[-1]:.2f}")
-    print(f"quantize, median ratio of {len(SEVEN)} formats and {rounds} rounds: {median(ratios):.3f}")
+        pairs = [mine / bare_s for mine, bare_s in zip(ours, theirs, strict=True)]
+        ratios += pairs
+        print(f"quantize {name:<7} {median(ours):6.2f} s against {median(theirs):6.2f} s bare: {median(pairs):.2f}")
+    print(f"quantize, median of {len(ratios)} pairs ({len(SEVEN)} formats): {median(ratios):.3f}")
 
 
 def quality(workbench: Workbench, rounds: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import wire
@@ -81,7 +80,9 @@ def quantize(request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     _run(request, request["ftype"], request["out"], False, log)
     seconds = time.monotonic() - started
-    made_by = f"cyllama {version('cyllama')}"
+    import cyllama
+
+    made_by = f"cyllama {cyllama.__version__}"
     return {"seconds": seconds, "peak_bytes": wire.peak_bytes(), "version": made_by, "types": log.types()}
 
 
