@@ -1,45 +1,23 @@
-"""The embedded engine: llama.cpp through ``xllamacpp``, in a supervised child process.
-
-A crash of native code ends the child, never the app: a watcher notices, keeps
-what happened as the status's incident, and starts the child again.
-"""
+"""The embedded engine: llama.cpp through ``xllamacpp``."""
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
-import queue
-import secrets
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import psutil
-from openai import OpenAI
 
 from lib.course.result import Progress
-from lib.engines.base import EngineInfo, Status
+from lib.engines.base import EngineInfo
+from lib.engines.child import ChildEngine, Launch
 from lib.engines.threads import choose_threads
-from lib.errors import Cancelled, CannotWrite, EngineDidNotStart, EngineDied, ModelNotHere, ModelTooLarge
+from lib.errors import ModelNotHere, ModelTooLarge
 from lib.gguf.header import read_header
 from lib.models.hardware import available_memory_bytes
 from lib.models.memory import estimate
 from lib.models.store import ModelStore
-
-START_S = 120.0
-RESTARTS = 3
-RESTART_WINDOW_S = 60.0
-LOG_KEPT_S = 7 * 86400.0
-ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -51,31 +29,13 @@ class EmbeddedOptions:
     embeddings: bool = False
 
 
-@dataclass
-class _Child:
-    process: subprocess.Popen[bytes]
-    answers: queue.Queue[dict[str, str] | None]
-    log: Path
-    key: str
-    address: str = ""
-    stopping: bool = False
-
-
-class EmbeddedEngine:
+class EmbeddedEngine(ChildEngine):
     """llama.cpp in a child process; one model at a time."""
 
     def __init__(self, models: ModelStore, logs: Path, options: EmbeddedOptions | None = None) -> None:
+        super().__init__("embedded", logs)
         self.options = options or EmbeddedOptions()
         self._models = models
-        self._logs = logs
-        self._child: _Child | None = None
-        self._model: str | None = None
-        self._busy = threading.Lock()
-        self._status = Status("stopped")
-        self._crashes: list[float] = []
-        # Loopback must never go through a proxy of the environment.
-        self._http = httpx2.Client(trust_env=False, timeout=30.0, limits=httpx2.Limits(max_connections=None))
-        atexit.register(self.release)
 
     @property
     def info(self) -> EngineInfo:
@@ -89,52 +49,9 @@ class EmbeddedEngine:
             slots=self.options.slots,
         )
 
-    def status(self) -> Status:
-        """State, model, address, and the child's resident memory."""
-        child = self._child
-        if child is None:
-            return self._status
-        try:
-            memory: int | None = psutil.Process(child.process.pid).memory_info().rss
-        except psutil.Error:
-            memory = None
-        return replace(self._status, pid=child.process.pid, memory_bytes=memory)
-
     def models(self) -> tuple[str, ...]:
         """The model files that are here."""
         return tuple(model.id for model in self._models.local())
-
-    def ensure(self, model: str) -> Iterator[Progress]:
-        """Download, check and load ``model``; raises ModelError and EngineError kinds."""
-        while not self._busy.acquire(timeout=0.2):
-            yield Progress(0, 0, "wait_for_engine")
-        try:
-            if self._model == model and self._status.state == "ready":
-                return
-            try:
-                path = self._models.path(model)
-            except ModelNotHere:
-                yield from self._models.fetch(model)
-                path = self._models.path(model)
-            self._stop()
-            need = self._check(model, path)
-            self._crashes.clear()
-            child = self._spawn(model, path)
-            yield from self._await_ready(child, model, need)
-        finally:
-            self._busy.release()
-
-    def release(self, model: str | None = None) -> None:
-        """Stop the child; the system takes its memory back at once."""
-        if model is None or model == self._model:
-            self._stop()
-
-    def client(self, model: str) -> OpenAI:
-        """A client for the loaded model; raises EngineDied when there is none."""
-        child = self._child
-        if child is None or model != self._model or not child.address:
-            raise EngineDied(how=self._status.incident or self._status.state)
-        return OpenAI(base_url=f"{child.address}/v1", api_key=child.key, http_client=self._http, max_retries=0)
 
     def metrics_client(self) -> httpx2.Client:
         """The HTTP client, for the routes that only llama.cpp has (``/metrics``, ``/slots``, ``/props``)."""
@@ -143,6 +60,29 @@ class EmbeddedEngine:
     def headers(self) -> dict[str, str]:
         """The key that the child's own routes ask for."""
         return {"Authorization": f"Bearer {self._child.key}"} if self._child else {}
+
+    def _find(self, model: str) -> Generator[Progress, None, Path]:
+        try:
+            return self._models.path(model)
+        except ModelNotHere:
+            yield from self._models.fetch(model)
+            return self._models.path(model)
+
+    def _launch(self, model: str, path: Path) -> Launch:
+        need = self._check(model, path)
+        threads = choose_threads(psutil.cpu_count(logical=False) or 1)
+        options = {
+            "path": str(path),
+            "model": model,
+            "slots": self.options.slots,
+            "context_tokens": self.options.context_tokens,
+            "embeddings": self.options.embeddings,
+            "threads": threads.n_threads,
+            "threads_batch": threads.n_threads_batch,
+            "poll": threads.poll,
+        }
+        module = "lib.engines.embedded_server"
+        return Launch(module, options, self.options.context_tokens, need, threads.environment)
 
     def _check(self, model: str, path: Path) -> int:
         """The estimated memory in bytes; raises ModelDamaged or ModelTooLarge."""
@@ -157,154 +97,3 @@ class EmbeddedEngine:
                 context_tokens=self.options.context_tokens,
             )
         return need
-
-    def _spawn(self, model: str, path: Path) -> _Child:
-        try:
-            self._logs.mkdir(parents=True, exist_ok=True)
-            _forget_old(self._logs)
-            log = self._logs / f"embedded-{os.getpid()}-{secrets.token_hex(3)}.log"
-            stderr = log.open("wb")
-        except OSError as error:
-            raise CannotWrite(path=self._logs, why=error.strerror or str(error)) from error
-        threads = choose_threads(psutil.cpu_count(logical=False) or 1)
-        # 0x200 is Windows' CREATE_NEW_PROCESS_GROUP, a name that other systems do not have.
-        group: dict[str, Any] = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
-        with stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lib.engines.embedded_server"],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=os.environ | dict(threads.environment),
-                **group,  # Ctrl-C is for the app, which then stops the child in order.
-            )
-        child = _Child(process, queue.Queue(), log, secrets.token_urlsafe(24))
-        options = {
-            "path": str(path),
-            "model": model,
-            "slots": self.options.slots,
-            "context_tokens": self.options.context_tokens,
-            "embeddings": self.options.embeddings,
-            "threads": threads.n_threads,
-            "threads_batch": threads.n_threads_batch,
-            "poll": threads.poll,
-            "key": child.key,
-        }
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(options).encode() + b"\n")
-        process.stdin.flush()
-        self._child, self._model = child, model
-        self._status = replace(
-            self._status, state="starting", model=model, address=None, context_tokens=self.options.context_tokens
-        )
-        threading.Thread(target=_read_answers, args=(child,), daemon=True).start()
-        threading.Thread(target=self._watch, args=(child, model, path), daemon=True).start()
-        return child
-
-    def _await_ready(self, child: _Child, model: str, need_bytes: int) -> Iterator[Progress]:
-        deadline = time.monotonic() + START_S
-        try:
-            while time.monotonic() < deadline:
-                try:
-                    answer = child.answers.get(timeout=0.1)
-                except queue.Empty:
-                    yield Progress(min(self.status().memory_bytes or 0, need_bytes), need_bytes, "load")
-                    continue
-                if child.stopping:
-                    raise Cancelled
-                if answer is None or "error" in answer:
-                    raise EngineDidNotStart(model=model, why=_why(child, answer), log=child.log)
-                self._became_ready(child, answer["address"])
-                if child.process.poll() is not None:
-                    # The watcher saw this end before the address, and took it for a failed start.
-                    raise EngineDidNotStart(model=model, why=_how(child.process.returncode), log=child.log)
-                return
-            raise EngineDidNotStart(model=model, why=f"no answer within {START_S:.0f} s", log=child.log)
-        except EngineDidNotStart:
-            self._stop(keep_log=True)
-            raise
-        except BaseException:
-            self._stop()
-            raise
-
-    def _became_ready(self, child: _Child, address: str) -> None:
-        child.address = address
-        self._status = replace(self._status, state="ready", address=address)
-
-    def _watch(self, child: _Child, model: str, path: Path) -> None:
-        """Wait for the child's end; when nobody asked for it, say so and start it again."""
-        code = child.process.wait()
-        if child.stopping or self._child is not child or not child.address:
-            return
-        self._status = replace(
-            self._status, state="restarting", address=None, incident=_how(code), restarts=self._status.restarts + 1
-        )
-        now = time.monotonic()
-        self._crashes = [one for one in self._crashes if now - one < RESTART_WINDOW_S] + [now]
-        with self._busy:
-            if self._child is not child:
-                return
-            if len(self._crashes) > RESTARTS:
-                self._child = None
-                self._status = replace(self._status, state="failed")
-                return
-            try:
-                for _ in self._await_ready(self._spawn(model, path), model, 0):
-                    pass
-            except (EngineDidNotStart, CannotWrite) as error:
-                self._status = replace(self._status, state="failed", incident=str(error))
-            except Cancelled:
-                pass  # released while it was coming back
-
-    def _stop(self, keep_log: bool = False) -> None:
-        child, self._child, self._model = self._child, None, None
-        if child is None:
-            return
-        child.stopping = True
-        if child.process.stdin is not None:
-            child.process.stdin.close()
-        try:
-            child.process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            child.process.kill()
-            child.process.wait()
-        self._status = replace(self._status, state="stopped", model=None, address=None, pid=None)
-        if not keep_log:
-            child.log.unlink(missing_ok=True)
-
-
-def _forget_old(logs: Path) -> None:
-    """Remove logs of engines that died long ago; a newer one stays, for whoever asks why."""
-    # Another workbench may remove the same one at the same time.
-    with suppress(OSError):
-        for log in logs.glob("embedded-*.log"):
-            if time.time() - log.stat().st_mtime > LOG_KEPT_S:
-                log.unlink()
-
-
-def _read_answers(child: _Child) -> None:
-    assert child.process.stdout is not None
-    for line in child.process.stdout:
-        child.answers.put(json.loads(line))
-    child.answers.put(None)
-
-
-def _why(child: _Child, answer: dict[str, str] | None) -> str:
-    """The engine's own last words: its error lines, else how it ended."""
-    lines = child.log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.split(" E ", 1)[1].strip() for line in lines if " E " in line]
-    if errors:
-        return errors[0]
-    if answer is not None:
-        return answer["error"]
-    return _how(child.process.wait())
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"

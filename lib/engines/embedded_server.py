@@ -1,20 +1,14 @@
-"""The child process of the embedded engine: llama.cpp's server on a loopback port.
-
-Reads its options as one JSON line, answers with one JSON line when the model is
-loaded, and lives as long as its standard input stays open: when the parent
-dies, however it dies, the pipe closes and this process ends with it.
-"""
+"""The child process of the embedded engine: llama.cpp's server on a loopback port."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import threading
 from typing import Any
 
+from lib.engines.child_server import Ready, run
 
-def serve(options: dict[str, Any]) -> None:
+
+def serve(options: dict[str, Any], ready: Ready) -> None:
     """Load the model and serve until standard input closes."""
     import xllamacpp
 
@@ -40,35 +34,9 @@ def serve(options: dict[str, Any]) -> None:
     parameters.n_ctx_checkpoints = 0
     parameters.fit_params = False
     server = xllamacpp.Server(parameters)
-    print(json.dumps({"address": server.listening_address}), file=_ANSWERS, flush=True)
+    ready(server.listening_address)
     threading.Event().wait()
 
 
-def _die_with_parent() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
-
-
-def main() -> None:
-    """Entry point: options on standard input, the address on standard output."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            return
-        line += byte
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        serve(json.loads(line))
-    except Exception as error:
-        print(json.dumps({"error": str(error) or type(error).__name__}), file=_ANSWERS, flush=True)
-        os._exit(1)
-
-
 if __name__ == "__main__":
-    # llama.cpp logs to standard error, but a library may print: answers get a stream of their own.
-    _ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    main()
+    run(serve)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib.engines import embedded
+from lib.engines import child, embedded
 from lib.engines.chat import Reply, stream_chat
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from lib.errors import Cancelled, EngineDidNotStart, EngineDied, ModelTooLarge, PromptTooLong, UnknownModel
@@ -273,10 +273,10 @@ def test_an_engine_killed_in_mid_stream_keeps_the_text_and_comes_back_by_itself(
 def test_an_engine_that_dies_again_and_again_is_given_up_until_it_is_asked_for(
     make: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "RESTART_WINDOW_S", 600.0)
+    monkeypatch.setattr(child, "RESTART_WINDOW_S", 600.0)
     engine = make()
     drain(engine.ensure(DEFAULT))
-    for crash in range(1, embedded.RESTARTS + 2):
+    for crash in range(1, child.RESTARTS + 2):
         pid = wait_until("ready", lambda: engine.status().state == "ready" and engine.status().pid)
         os.kill(pid, signal.SIGKILL)
         wait_until("noticed", lambda crash=crash: engine.status().restarts == crash)
