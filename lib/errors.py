@@ -24,6 +24,8 @@ BancadaError
 │   ├── EngineDied
 │   ├── EngineRefused
 │   ├── EngineSilent
+│   ├── KeyRefused
+│   ├── NotAnEngine
 │   └── PromptTooLong
 ├── ToolchainError        an environment of its own, for conversions
 │   ├── ToolchainUnsupported
@@ -183,6 +185,14 @@ class EngineRefused(EngineError):
 
 class EngineSilent(EngineError):
     """Parameters: seconds."""
+
+
+class KeyRefused(EngineError):
+    """A server asked for another key. Parameters: address, why."""
+
+
+class NotAnEngine(EngineError):
+    """What answers there does not speak the engine's language. Parameters: address, why."""
 
 
 class PromptTooLong(EngineError):

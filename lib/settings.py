@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:11434", validation_alias=AliasChoices("BANCADA_OLLAMA_HOST", "OLLAMA_HOST")
     )
     """Where Ollama's server answers, if there is one; Ollama's own variable counts too."""
+    endpoint: str = "http://127.0.0.1:1234/v1"
+    """A server that speaks OpenAI's API; the default is where LM Studio listens."""
+    endpoint_key: SecretStr | None = None
+    """Its key, if it asks for one."""
     slots: int = Field(default=4, ge=1, le=64)
     """How many learners the shared engine answers at the same time."""
     context_tokens: int = Field(default=2048, ge=256, le=131_072)

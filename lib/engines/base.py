@@ -20,7 +20,7 @@ State = Literal["stopped", "starting", "ready", "restarting", "failed"]
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine is and can do."""
+    """What an engine is and can do. ``cuts_prompts``: what is longer than the context is cut instead of refused."""
 
     id: str
     name: str
@@ -28,6 +28,7 @@ class EngineInfo:
     json_schema: bool = False
     tool_calls: bool = False
     embeddings: bool = False
+    cuts_prompts: bool = False
     slots: int = 1
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +19,21 @@ import httpx2
 import openai
 from openai import OpenAI
 
-from lib.errors import BancadaError, EngineDied, EngineRefused, EngineSilent, PromptTooLong
+from lib.errors import (
+    BancadaError,
+    EngineAway,
+    EngineDied,
+    EngineRefused,
+    EngineSilent,
+    KeyRefused,
+    NotAnEngine,
+    PromptTooLong,
+)
 
 FIRST_TOKEN_S = 120.0
 BETWEEN_TOKENS_S = 30.0
+CONNECT_S = 5.0
+LOOK_S = 0.5
 
 Message = Mapping[str, str]
 
@@ -54,8 +67,8 @@ def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **optio
     """
     reply = Reply()
     started = time.perf_counter()
-    timeout = httpx2.Timeout(BETWEEN_TOKENS_S, connect=5.0, read=FIRST_TOKEN_S)
-    with translated():
+    timeout = httpx2.Timeout(FIRST_TOKEN_S, connect=CONNECT_S)
+    with translated(address=str(client.base_url)):
         # Streamed as bytes: building the client's typed chunks takes half a millisecond of processor time a token,
         # on the very cores that write the next one (tests/bench/through_workbench.py).
         talk: Any = client.with_options(timeout=timeout, max_retries=0).chat.completions.with_streaming_response
@@ -66,10 +79,11 @@ def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **optio
             stream_options={"include_usage": True},
             **options,
         )
-        with answer as response:
+        with answer as response, _Deadline(response) as deadline:
             for chunk in _chunks(response):
                 reply.duration_s = time.perf_counter() - started
                 if _take(chunk, reply):
+                    deadline.extend()
                     yield reply
     reply.duration_s = time.perf_counter() - started if reply.finish is None else reply.duration_s
     if reply.finish is None:
@@ -77,8 +91,49 @@ def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **optio
     yield reply
 
 
+class _Deadline:
+    """Ends a stream that pauses: httpx2 takes one limit for all reads of a body, and a first token may take longer.
+
+    A thread that sleeps costs a token nothing; when the time is up, it shuts the socket down.
+    """
+
+    def __init__(self, response: Any) -> None:
+        network = response.http_response.extensions.get("network_stream")
+        self._socket: socket.socket | None = network.get_extra_info("socket") if network is not None else None
+        self._over = threading.Event()
+        self._last = time.monotonic()
+        self._patience_s = FIRST_TOKEN_S
+        self._passed = False
+
+    def __enter__(self) -> _Deadline:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._passed:
+            raise EngineSilent(seconds=self._patience_s)
+
+    def extend(self) -> None:
+        """Text has come: the next piece has as long as is usual between tokens."""
+        self._last, self._patience_s = time.monotonic(), BETWEEN_TOKENS_S
+
+    def _watch(self) -> None:
+        # Looks every now and then: patience is shorter once text has come.
+        while not self._over.wait(min(LOOK_S, max(0.01, self._last + self._patience_s - time.monotonic()))):
+            if time.monotonic() >= self._last + self._patience_s:
+                self._passed = True
+                with suppress(OSError):
+                    if self._socket is not None:
+                        self._socket.shutdown(socket.SHUT_RDWR)
+                return
+
+
 def _chunks(response: Any) -> Iterator[Mapping[str, Any]]:
     """The JSON of every server-sent event up to ``[DONE]``; raises openai.APIError for an error and for nonsense."""
+    kind = response.headers.get("content-type", "")
+    if "html" in kind:
+        raise NotAnEngine(address=str(response.url), why=kind)
     rest = b""
     # Lines end at a newline only: a model may write any other separator of Unicode.
     for piece in response.iter_bytes():
@@ -125,31 +180,70 @@ def _take(chunk: Mapping[str, Any], reply: Reply) -> bool:
 
 
 @contextmanager
-def translated(patience_s: float = FIRST_TOKEN_S) -> Iterator[None]:
+def translated(patience_s: float = FIRST_TOKEN_S, address: str = "") -> Iterator[None]:
     """Turn the OpenAI client's and httpx2's errors into ours; ``patience_s`` is what a silent engine was given."""
     try:
         yield
-    except openai.APITimeoutError as error:
-        raise EngineSilent(seconds=patience_s) from error
     except openai.APIConnectionError as error:
-        raise EngineDied(how=str(error.__cause__ or error)) from error
+        # A timeout is a kind of it; what httpx2 said is its cause.
+        raise _lost(error.__cause__ or error, patience_s, address) from error
     except openai.APIStatusError as error:
         raise _refusal(error) from error
-    except (httpx2.ReadTimeout, httpx2.WriteTimeout) as error:
-        raise EngineSilent(seconds=patience_s) from error
     except httpx2.TransportError as error:
-        raise EngineDied(how=str(error)) from error
+        raise _lost(error, patience_s, address) from error
+    except openai.APIResponseValidationError as error:
+        raise NotAnEngine(address=address, why=_first_line(error)) from error
     except openai.APIError as error:
         # An error event inside a stream that began well.
-        raise EngineRefused(why=str(error)) from error
+        raise (_too_long(str(error)) or EngineRefused(why=_first_line(error))) from error
+    except ValueError as error:
+        # Not JSON where JSON was promised.
+        raise NotAnEngine(address=address, why=_first_line(error)) from error
+
+
+def _lost(error: BaseException, patience_s: float, address: str) -> BancadaError:
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
+        return EngineAway(engine="OpenAI API", address=address, why=_first_line(error))
+    if isinstance(error, httpx2.TimeoutException | openai.APITimeoutError):
+        return EngineSilent(seconds=patience_s)
+    return EngineDied(how=_first_line(error))
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def _refusal(error: openai.APIStatusError) -> BancadaError:
     body = error.body if isinstance(error.body, Mapping) else {}
+    host = error.request.url.host
+    if error.status_code in (401, 403):
+        return KeyRefused(address=host, why=str(body.get("message") or error.status_code))
+    if error.status_code in range(300, 400):
+        return NotAnEngine(
+            address=host, why=f"{error.status_code} → {error.response.headers.get('location', '')[:200]}"
+        )
+    if "html" in error.response.headers.get("content-type", ""):
+        return NotAnEngine(address=host, why=f"{error.status_code} HTML")
     if body.get("type") == "exceed_context_size_error":
         return PromptTooLong(prompt_tokens=body.get("n_prompt_tokens"), context_tokens=body.get("n_ctx"))
     message = str(body.get("message") or error)
-    numbers = re.findall(r"\d+", message)
-    if "context" in message and "exceed" in message and len(numbers) >= 2:
-        return PromptTooLong(prompt_tokens=int(numbers[0]), context_tokens=int(numbers[1]))
-    return EngineRefused(why=message)
+    return _too_long(message) or EngineRefused(why=_first_line(message))
+
+
+# How servers say that a prompt is too long: llama.cpp's older ones, Foundry Local, vLLM and OpenAI.
+_TOO_LONG = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"(?P<prompt>\d+) tokens\) exceeds .*context size \((?P<context>\d+)",
+        r"\((?P<prompt>\d+) input .*context length of (?P<context>\d+)",
+        r"maximum context length is (?P<context>\d+) tokens\D+(?P<prompt>\d+)",
+    )
+)
+
+
+def _too_long(message: str) -> PromptTooLong | None:
+    for pattern in _TOO_LONG:
+        if found := pattern.search(message):
+            return PromptTooLong(prompt_tokens=int(found["prompt"]), context_tokens=int(found["context"]))
+    return None
