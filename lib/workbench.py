@@ -6,20 +6,23 @@ Pages, notebooks and the command line each open one and hand it to the steps.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lib.engines.base import Engine
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from lib.engines.endpoint import EndpointEngine
+from lib.engines.foundry import FoundryEngine
+from lib.engines.ollama import OllamaEngine
+from lib.engines.onnx import OnnxEngine
 from lib.errors import UnknownEngine
 from lib.models.hardware import Machine, probe
 from lib.models.store import ModelStore
 from lib.settings import Settings
 from lib.store import Store
 from lib.toolchains import Toolchains
-
-ENGINES = ("embedded",)
 
 
 class Workbench:
@@ -82,8 +85,7 @@ class Workbench:
             raise UnknownEngine(engine=name, known=", ".join(ENGINES))
         with self._lock:
             if name not in self._engines:
-                options = EmbeddedOptions(self.settings.context_tokens, self.settings.slots)
-                self._engines[name] = EmbeddedEngine(self.models, self.logs, options)
+                self._engines[name] = ENGINES[name](self)
             return self._engines[name]
 
     def fresh_engine(self, context_tokens: int, slots: int = 1) -> EmbeddedEngine:
@@ -94,3 +96,22 @@ class Workbench:
         """Stop every engine."""
         for engine in self._engines.values():
             engine.release()
+
+
+def _embedded(workbench: Workbench) -> Engine:
+    options = EmbeddedOptions(workbench.settings.context_tokens, workbench.settings.slots)
+    return EmbeddedEngine(workbench.models, workbench.logs, options)
+
+
+def _endpoint(workbench: Workbench) -> Engine:
+    key = workbench.settings.endpoint_key
+    return EndpointEngine(workbench.settings.endpoint, key.get_secret_value() if key else None)
+
+
+ENGINES: Mapping[str, Callable[[Workbench], Engine]] = {
+    "embedded": _embedded,
+    "ollama": lambda workbench: OllamaEngine(workbench.settings.ollama_host),
+    "foundry": lambda workbench: FoundryEngine(workbench.settings.home, workbench.logs),
+    "onnx": lambda workbench: OnnxEngine(workbench.settings.home, workbench.logs),
+    "endpoint": _endpoint,
+}
