@@ -11,6 +11,8 @@ import pytest
 from lib.models.store import ModelStore
 from lib.workbench import Workbench
 
+pytest.register_assert_rewrite("tests.contract")
+
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"
 DEFAULT = "smollm2-135m-instruct"
@@ -70,6 +72,16 @@ def link_stock(home: Path, stock: Path) -> None:
     for name in STOCKED:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).symlink_to(stock / name, target_is_directory=True)
+
+
+@pytest.fixture(scope="session")
+def lab_home(stock: Path, default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for a whole file of tests: what one of them makes, the next one finds."""
+    home = tmp_path_factory.mktemp("convert")
+    (home / "models").mkdir()
+    (home / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
+    link_stock(home, stock)
+    return home
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from lib.errors import (
 )
 from lib.gguf.header import read_header
 from lib.workbench import Workbench
-from tests.conftest import DEFAULT, STOCKED, link_stock
+from tests.conftest import DEFAULT, STOCKED
 from tests.server.helpers import end, is_alive, start_python, wait_until
 from tests.server.test_quantize import Events, finished
 from tests.server.tiny import write_tiny
@@ -55,16 +55,6 @@ def opened(home: Path) -> Workbench:
 def closed(workbench: Workbench) -> None:
     workbench.close()
     workbench.store.close()
-
-
-@pytest.fixture(scope="session")
-def lab_home(stock: Path, default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One home for the whole lab: what a test of it makes, the next one finds."""
-    home = tmp_path_factory.mktemp("convert")
-    (home / "models").mkdir()
-    (home / "models" / DEFAULT).symlink_to(default_model.parent, target_is_directory=True)
-    link_stock(home, stock)
-    return home
 
 
 @pytest.fixture
