@@ -135,8 +135,9 @@ def create_from_gguf(host: str, gguf: Path, name: str, format: str) -> Generator
 
 
 @contextmanager
-def asked(host: str, patience_s: float = SILENT_S) -> Iterator[Client]:
+def asked(host: str, patience_s: float | None = None) -> Iterator[Client]:
     """A client of the server, whose errors become ours; raises EngineAway, EngineSilent, EngineRefused."""
+    patience_s = patience_s or SILENT_S
     # Here, because every command and page would wait for them.
     import httpx
     from ollama import Client, ResponseError
