@@ -354,14 +354,18 @@ def test_what_fails_its_check_gets_no_name(fresh: Workbench) -> None:
 
 
 def test_a_full_disk_is_told_before_and_in_the_middle(fresh: Workbench) -> None:
+    begun: list[Path] = []
+
     def make(out: Path) -> Events[dict[str, object]]:
+        begun.append(out)
         yield Progress(0, 1, "write_weights")
         raise ChildFailed(toolchain="x", why="OSError: [Errno 28] No space left on device", log="x")
 
     source = fresh.models.path(DEFAULT)
-    for need in (1 << 60, 1):
+    for need, runs in ((1 << 60, 0), (1, 1)):
         with pytest.raises(DiskFull):
             finished(convert(fresh, DEFAULT, source, Recipe("thing", "here", "wire", {}, need, make, lambda out: None)))
+        assert len(begun) == runs
     assert parts(fresh) == []
 
 
