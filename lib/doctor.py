@@ -55,7 +55,23 @@ def examine(workbench: Workbench) -> Iterator[Finding]:
             yield Finding(name, ok, detail)
         except BancadaError as error:
             yield Finding(name, False, "", error)
+    yield from _other_engines(workbench)
     yield from _toolchains(workbench)
+
+
+def _other_engines(workbench: Workbench) -> Iterator[Finding]:
+    """One finding an engine: a server that answers wrongly is a fault, one that is not there is not."""
+    for name in ("ollama", "endpoint"):
+        try:
+            status = workbench.engine(name).status()
+        except BancadaError as error:  # its address is none
+            yield Finding(f"engine_{name}", False, "", error)
+            continue
+        ok = {"ready": True, "stopped": None}.get(status.state, False)
+        yield Finding(f"engine_{name}", ok, f"{status.address} {status.incident or ''}".strip())
+    for name in ("onnx", "foundry"):
+        models = workbench.engine(name).models()
+        yield Finding(f"engine_{name}", bool(models) or None, ", ".join(models) or "–")
 
 
 def _toolchains(workbench: Workbench) -> Iterator[Finding]:

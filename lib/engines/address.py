@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 
 import httpx2
@@ -14,15 +15,35 @@ def base_url(typed: str) -> str:
 
     Raises BadParameter.
     """
+    url = _parsed(typed, "http://host:port/v1")
+    return str(url.copy_with(path=url.path.rstrip("/") or "/v1"))
+
+
+def ollama_url(typed: str) -> str:
+    """Where Ollama's server answers, by Ollama's own rules; a listener's way of writing it included.
+
+    Without a scheme the port is 11434, with one it is the scheme's. Raises BadParameter.
+    """
+    text = typed.strip() or "127.0.0.1"
+    text = f"127.0.0.1{text}" if text.startswith(":") else text
+    url = _parsed(text, "http://host:11434")
+    # A port that is the scheme's own is dropped from the URL, but it was named.
+    if "://" not in text and not re.search(r":\d+/?$", text):
+        url = url.copy_with(port=11434)
+    host = "127.0.0.1" if url.host == "0.0.0.0" else url.host
+    return str(url.copy_with(host=host, path=url.path.rstrip("/") or "/")).rstrip("/")
+
+
+def _parsed(typed: str, allowed: str) -> httpx2.URL:
     text = typed.strip()
     try:
         url = httpx2.URL(text if "://" in text else f"http://{text}")
+        fine = url.scheme in ("http", "https") and bool(url.host) and (url.port or 0) <= 65535 and " " not in text
     except (httpx2.InvalidURL, ValueError) as error:
-        raise BadParameter(name="address", value=typed, allowed="http://host:port/v1") from error
-    if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535 or " " in text:
-        raise BadParameter(name="address", value=typed, allowed="http://host:port/v1")
-    path = url.path.rstrip("/")
-    return str(url.copy_with(path=path or "/v1", query=None, fragment=None))
+        raise BadParameter(name="address", value=typed, allowed=allowed) from error
+    if not fine:
+        raise BadParameter(name="address", value=typed, allowed=allowed)
+    return url.copy_with(query=None, fragment=None)
 
 
 def is_here(host: str) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from openai import OpenAI
 
 from lib.course.result import Progress
-from lib.engines.address import http_client, is_here
+from lib.engines.address import http_client, is_here, ollama_url
 from lib.engines.base import EngineInfo, Status
 from lib.errors import BancadaError, EngineAway, EngineRefused, EngineSilent, UnknownModel
 
@@ -38,7 +38,7 @@ class OllamaEngine:
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._url = _url(host)
+        self._url = ollama_url(host)
         self._http = http_client(self._url)
 
     @property
@@ -145,7 +145,7 @@ def asked(host: str, patience_s: float | None = None) -> Iterator[Client]:
     timeout = httpx.Timeout(patience_s, connect=CONNECT_S)
     try:
         # Loopback must never go through a proxy of the environment; and what we send is for this host alone.
-        outside = not is_here(httpx.URL(_url(host)).host)
+        outside = not is_here(httpx.URL(ollama_url(host)).host)
         with Client(host=host, timeout=timeout, trust_env=outside, follow_redirects=False) as client:
             yield client
     except (ConnectionError, httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -187,17 +187,6 @@ def _pulled(client: Client, full: str) -> Iterator[Progress]:
         raise
     if last != "success":
         raise EngineRefused(why=f"its answer ended after {last!r}")
-
-
-def _url(host: str) -> str:
-    """The address as a URL, a listener's own way of writing it included."""
-    text = host.strip().rstrip("/")
-    text = text if "://" in text else f"http://{text}"
-    scheme, _, rest = text.partition("://")
-    name, colon, port = rest.rpartition(":")
-    if not (colon and port.isdigit()):
-        name, port = rest, "11434" if scheme == "http" else "443"
-    return f"{scheme}://{'127.0.0.1' if name in ('', '0.0.0.0') else name}:{port}"
 
 
 def _first_line(error: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import SecretStr
 
 from lib.errors import CannotWrite
 from lib.settings import Settings
@@ -142,9 +143,10 @@ def forget_old_logs(logs: Path) -> None:
 
 
 def settings_as_json(settings: Settings) -> str:
-    """The settings for a process of ours, in one line; the token goes through a pipe, never onto a command line."""
-    token = settings.hub_token.get_secret_value() if settings.hub_token else None
-    return json.dumps(settings.model_dump(mode="json") | {"hub_token": token})
+    """The settings for a process of ours, in one line; secrets go through a pipe, never onto a command line."""
+    values = settings.model_dump()
+    secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
+    return json.dumps(settings.model_dump(mode="json") | secrets)
 
 
 def settings_from_json(text: str | bytes) -> Settings:

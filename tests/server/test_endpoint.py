@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
+import httpx2
 import pytest
 
 from lib.engines import chat, endpoint
-from lib.engines.address import base_url, is_here
+from lib.engines.address import base_url, is_here, ollama_url
 from lib.engines.chat import Reply, stream_chat
 from lib.engines.endpoint import EndpointEngine
 from lib.errors import (
@@ -281,6 +282,24 @@ def test_thirty_at_once_are_all_answered(serve: Serve) -> None:
 )
 def test_an_address_is_made_whole(typed: str, whole: str) -> None:
     assert base_url(typed) == whole
+
+
+@pytest.mark.parametrize(
+    ("typed", "whole"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("box", "http://box:11434"),
+        ("box:80", "http://box:80"),
+        ("http://box", "http://box"),
+        ("https://box.example.org/ollama/", "https://box.example.org/ollama"),
+        ("[::1]", "http://[::1]:11434"),
+        ("[::1]:99", "http://[::1]:99"),
+    ],
+)
+def test_an_address_of_ollama_is_read_by_its_own_rules(typed: str, whole: str) -> None:
+    assert httpx2.URL(ollama_url(typed)) == httpx2.URL(whole)
 
 
 @pytest.mark.parametrize("typed", ["", "   ", "http://", "ftp://h/v1", "file:///etc/passwd", "http://h:99999", "a b"])

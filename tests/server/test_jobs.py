@@ -288,6 +288,8 @@ def test_the_settings_reach_the_worker_whole(tmp_path: Path) -> None:
         database_url="postgresql://me:hush@host/db",
         default_model="another",
         hub_token="hf_secret",
+        endpoint="http://127.0.0.1:2/v1",
+        endpoint_key="sk-secret",
         offline=True,
         OLLAMA_HOST="http://127.0.0.1:1",
         slots=7,
