@@ -16,7 +16,7 @@ import pytest
 from lib.course.result import Progress
 from lib.engines import ollama
 from lib.engines.ollama import Created, create_from_gguf
-from lib.errors import EngineAway, EngineError, EngineRefused, EngineSilent
+from lib.errors import BadParameter, EngineAway, EngineError, EngineRefused, EngineSilent
 from tests.server.helpers import wait_until
 
 CONTENT = b"GGUF" + bytes(range(256)) * 400
@@ -296,7 +296,9 @@ def test_no_server_is_told_with_its_address(gguf: Path) -> None:
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:notaport", "http://[::1", "http://", "no such host.invalid"])
 def test_an_address_that_is_none_is_a_typed_error(gguf: Path, address: str) -> None:
-    assert isinstance(refusal(address, gguf), EngineAway | EngineRefused)
+    with pytest.raises(BadParameter) as caught:
+        create(address, gguf)
+    assert caught.value.parameters["value"] == address
 
 
 @pytest.mark.parametrize("where", ["/api/tags", f"/api/blobs/{DIGEST}", "/api/create", "stream"])
