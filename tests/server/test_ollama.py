@@ -151,9 +151,10 @@ def test_a_model_that_it_does_not_have_is_told(host: str, work: object) -> None:
 def test_a_native_answer_that_goes_wrong_is_told(
     fake: OllamaFake, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BancadaError]
 ) -> None:
-    monkeypatch.setattr(ollama, "SILENT_S", 2.0)
     fake.fault("/api/chat", kind)
-    with pytest.raises(error):
+    with monkeypatch.context() as patience, pytest.raises(error):
+        if kind == "silent":
+            patience.setattr(ollama, "SILENT_S", 2.0)
         list(native_chat(fake.address, MODEL, ASKED, {"num_predict": 8}))
     assert list(native_chat(fake.address, MODEL, ASKED, {"num_predict": 2}))
 
@@ -165,7 +166,8 @@ def test_a_native_answer_that_goes_wrong_is_told(
 def test_an_openai_answer_that_goes_wrong_is_told(
     fake: OllamaFake, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BancadaError]
 ) -> None:
-    monkeypatch.setattr(chat, "FIRST_TOKEN_S", 2.0)
+    if kind == "silent":
+        monkeypatch.setattr(chat, "FIRST_TOKEN_S", 2.0)
     fake.fault("/v1/chat/completions", kind)
     with pytest.raises(error):
         list(stream_chat(OllamaEngine(fake.address).client(MODEL), MODEL, ASKED, max_tokens=8))
