@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from lib.pipes import read_line
+
 Ready = Callable[[str], None]
 
 
@@ -27,7 +29,7 @@ def run(serve: Callable[[dict[str, Any], Ready], None]) -> None:
     def say(message: dict[str, str]) -> None:
         print(json.dumps(message), file=answers, flush=True)
 
-    options = _read_line()
+    options = read_line()
     if not options:
         return
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -36,16 +38,6 @@ def run(serve: Callable[[dict[str, Any], Ready], None]) -> None:
     except Exception as error:
         say({"error": str(error) or type(error).__name__})
         os._exit(1)
-
-
-def _read_line() -> bytes:
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            return b""
-        line += byte
-    return line
 
 
 def _die_with_parent() -> None:

@@ -24,7 +24,8 @@ from lib.course.labs import find_step, labs
 from lib.course.result import Progress
 from lib.course.run import only_ours, perform
 from lib.errors import BancadaError, Cancelled
-from lib.jobs.processes import GONE_S, kill_all, read_line, settings_from_json
+from lib.jobs.processes import GONE_S, kill_all, settings_from_json
+from lib.pipes import read_line
 from lib.workbench import Workbench
 
 SAY_S = 0.1

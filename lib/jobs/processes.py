@@ -55,17 +55,6 @@ def tell(process: subprocess.Popen[bytes], line: str) -> None:
         process.stdin.flush()
 
 
-def read_line() -> bytes:
-    """The next line of standard input, or nothing at its end; unbuffered, so that a thread can read on."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            return b""
-        line += byte
-    return line
-
-
 def end_tree(process: subprocess.Popen[bytes]) -> None:
     """Kill a process, its group and all below it, and wait for its end."""
     below: list[psutil.Process] = []

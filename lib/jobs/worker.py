@@ -30,12 +30,12 @@ from lib.jobs.processes import (
     end_orphans,
     end_tree,
     how_it_ended,
-    read_line,
     settings_as_json,
     settings_from_json,
     start,
     tell,
 )
+from lib.pipes import read_line
 from lib.settings import Settings
 from lib.store import Store
 from lib.store.jobs import JobRecord
