@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from lib.workbench import Workbench
 
 MANIFEST = "bancada.json"
+# Below the home, a folder for each model.
+CONVERTED = "converted"
 Making = Generator[Progress, None, dict[str, Any]]
 
 
@@ -60,7 +62,7 @@ class Recipe:
 
 def place_of(workbench: Workbench, model: str, kind: str) -> Path:
     """Where a model's conversion stands when it is made."""
-    return workbench.settings.home / "converted" / model / kind
+    return workbench.settings.home / CONVERTED / model / kind
 
 
 def made_before(workbench: Workbench, model: str, kind: str) -> bool:

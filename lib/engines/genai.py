@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from lib.convert.kept import CONVERTED, MANIFEST
 from lib.course.result import Progress
 from lib.engines.child import ChildEngine, Launch
 from lib.errors import ModelDamaged, ModelNotHere, ModelTooLarge
 from lib.models.hardware import available_memory_bytes
 
 CONFIG = "genai_config.json"
-CONVERTED = "converted"
 
 
 class Decoder(BaseModel):
@@ -89,7 +89,7 @@ def built_models(converted: Path) -> dict[str, Path]:
     """The GenAI models below a folder, by ``<model>.<kind>``; a half-made one has no manifest."""
     found = {}
     for config in converted.glob(f"*/genai-*/{CONFIG}"):
-        if (config.parent / "bancada.json").is_file():
+        if (config.parent / MANIFEST).is_file():
             found[f"{config.parent.parent.name}.{config.parent.name}"] = config.parent
     return found
 

@@ -40,6 +40,7 @@ class OllamaEngine:
         self._host = host
         self._url = ollama_url(host)
         self._http = http_client(self._url)
+        self._loaded: set[str] = set()
 
     @property
     def info(self) -> EngineInfo:
@@ -83,17 +84,21 @@ class OllamaEngine:
                 yield from _pulled(client, full)
             if full not in {one.model for one in client.ps().models}:
                 yield Progress(0, 0, "load", full)
+                self._loaded.add(full)
                 _hold(client, full)
 
     def release(self, model: str | None = None) -> None:
-        """Unload ``model``, or everything that it has loaded; one that does not answer holds nothing of ours."""
+        """Unload ``model``, or all that ``ensure`` loaded; what others use on this server stays."""
+        released = {full_name(model)} if model else set(self._loaded)
+        self._loaded -= released
+        if not released:
+            return
         try:
             with asked(self._host, LOOK_S) as client:
-                for one in client.ps().models:
-                    if one.model and model in (None, one.model):
-                        _hold(client, one.model, keep_alive=0)
+                for name in released & {one.model for one in client.ps().models if one.model}:
+                    _hold(client, name, keep_alive=0)
         except EngineAway:
-            pass
+            pass  # one that does not answer holds nothing
 
     def client(self, model: str) -> OpenAI:  # noqa: ARG002  one client for every model
         """A client for its OpenAI routes; that it answers shows when it is used."""
@@ -121,17 +126,23 @@ def create_from_gguf(host: str, gguf: Path, name: str, format: str) -> Generator
         yield Progress(0, 0, "upload", gguf.name)
         client.list()
         digest = client.create_blob(gguf)
-        started, last = time.monotonic(), ""
+        started = time.monotonic()
         making: Any = client.create(full, files={gguf.name: digest}, quantize=QUANTIZATIONS[format], stream=True)
-        with closing(making):
-            for one in making:
-                last = one.status or last
-                yield Progress(one.completed or 0, one.total or 0, "ollama", one.status or "")
-        if last != "success":
-            raise EngineRefused(why=f"its answer ended after {last!r}")
+        yield from until_success(making, "ollama")
         seconds = time.monotonic() - started
         size = next((one.size for one in client.list().models if one.model == full), None)
     return Created(full, int(size or 0), seconds)
+
+
+def until_success(stream: Any, what: str) -> Iterator[Progress]:
+    """The progress of a pull or a create; raises EngineRefused when it ends otherwise than well."""
+    last = ""
+    with closing(stream):
+        for one in stream:
+            last = one.status or last
+            yield Progress(one.completed or 0, one.total or 0, what, one.status or "")
+    if last != "success":
+        raise EngineRefused(why=f"its answer ended after {last!r}")
 
 
 @contextmanager
@@ -174,19 +185,13 @@ def _hold(client: Client, model: str, keep_alive: int | None = None) -> None:
 def _pulled(client: Client, full: str) -> Iterator[Progress]:
     from ollama import ResponseError
 
-    last = ""
     try:
         pulling: Any = client.pull(full, stream=True)
-        with closing(pulling):
-            for one in pulling:
-                last = one.status or last
-                yield Progress(one.completed or 0, one.total or 0, "pull", one.status or "")
+        yield from until_success(pulling, "pull")
     except ResponseError as error:
         if "file does not exist" in str(error.error):
             raise UnknownModel(model=full, known=", ".join(_names(client))) from error
         raise
-    if last != "success":
-        raise EngineRefused(why=f"its answer ended after {last!r}")
 
 
 def _first_line(error: object) -> str:

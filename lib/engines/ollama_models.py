@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib.course.result import Progress
 from lib.engines.modelfile import Modelfile
-from lib.engines.ollama import asked, full_name
+from lib.engines.ollama import asked, full_name, until_success
 from lib.errors import EngineRefused, UnknownModel
 
 if TYPE_CHECKING:
@@ -153,13 +153,7 @@ def create(host: str, name: str, modelfile: Modelfile) -> Generator[Progress, No
             stream=True,
             **given,
         )
-        last = ""
-        with closing(making):
-            for one in making:
-                last = one.status or last
-                yield Progress(one.completed or 0, one.total or 0, "ollama", one.status or "")
-        if last != "success":
-            raise EngineRefused(why=f"its answer ended after {last!r}")
+        yield from until_success(making, "ollama")
     return full_name(name)
 
 

@@ -2,7 +2,7 @@
 
     pytest tests/live -m ollama
 
-Nothing else is needed: the model is pulled if it is not there. The server is left running, its models unloaded.
+Nothing else is needed: the model is pulled if it is not there. The server is left running; what these tests loaded is unloaded.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ def made(engine: OllamaEngine) -> Case:
 
 @pytest.fixture
 def fresh(engine: OllamaEngine) -> Case:
-    """The server with nothing loaded."""
+    """The server with nothing of these tests loaded."""
     engine.release()
     return Case(engine, MODEL, None, comes_back=False, embedder="all-minilm:latest")

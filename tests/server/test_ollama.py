@@ -93,6 +93,22 @@ def test_keep_alive_unloads_and_the_next_answer_loads_again(host: str) -> None:
     assert reply.load_s > 0.05
 
 
+def test_what_others_loaded_stays_and_what_was_asked_for_goes(host: str) -> None:
+    list(native_chat(host, MODEL, ASKED, {"num_predict": 2}))
+    engine = OllamaEngine(host)
+    list(engine.ensure(MODEL))
+    engine.release()
+    assert [one.name for one in loaded(host)] == [MODEL]
+    copy(host, MODEL, "mine")
+    list(engine.ensure("mine"))
+    engine.release()
+    assert "mine:latest" not in [one.name for one in loaded(host)]
+    list(engine.ensure("mine"))
+    engine.release("mine")
+    assert "mine:latest" not in [one.name for one in loaded(host)]
+    remove(host, "mine")
+
+
 def test_a_copy_and_its_removal(host: str) -> None:
     copy(host, MODEL, "mine")
     assert "mine:latest" in {one.name for one in installed(host)}
