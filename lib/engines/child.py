@@ -29,7 +29,8 @@ from openai import OpenAI
 
 from lib.course.result import Progress
 from lib.engines.base import EngineInfo, Status
-from lib.errors import Cancelled, CannotWrite, EngineDidNotStart, EngineDied
+from lib.errors import Cancelled, CannotWrite, EngineDidNotStart, EngineDied, ModelTooLarge
+from lib.models.hardware import available_memory_bytes
 
 START_S = 120.0
 RESTARTS = 3
@@ -112,6 +113,7 @@ class ChildEngine(ABC):
             path = yield from self._find(model)
             self._stop()
             launch = self._launch(model, path)
+            _check_memory(model, launch)
             self._crashes.clear()
             yield from self._await_ready(self._spawn(model, launch), model, launch.need_bytes)
         finally:
@@ -231,6 +233,18 @@ class ChildEngine(ABC):
         self._status = replace(self._status, state="stopped", model=None, address=None, pid=None)
         if not keep_log:
             child.log.unlink(missing_ok=True)
+
+
+def _check_memory(model: str, launch: Launch) -> None:
+    """Raises ModelTooLarge when the child would not fit into the memory that is free."""
+    available = available_memory_bytes()
+    if launch.need_bytes > available:
+        raise ModelTooLarge(
+            model=model,
+            need=f"{launch.need_bytes / 2**20:.0f} MiB",
+            available=f"{available / 2**20:.0f} MiB",
+            context_tokens=launch.context_tokens,
+        )
 
 
 def _forget_old(logs: Path, name: str) -> None:

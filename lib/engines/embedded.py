@@ -13,9 +13,8 @@ from lib.course.result import Progress
 from lib.engines.base import EngineInfo
 from lib.engines.child import ChildEngine, Launch
 from lib.engines.threads import choose_threads
-from lib.errors import ModelNotHere, ModelTooLarge
+from lib.errors import ModelNotHere
 from lib.gguf.header import read_header
-from lib.models.hardware import available_memory_bytes
 from lib.models.memory import estimate
 from lib.models.store import ModelStore
 
@@ -69,7 +68,7 @@ class EmbeddedEngine(ChildEngine):
             return self._models.path(model)
 
     def _launch(self, model: str, path: Path) -> Launch:
-        need = self._check(model, path)
+        need = estimate(read_header(path), self.options.context_tokens, self.options.slots).total_bytes
         threads = choose_threads(psutil.cpu_count(logical=False) or 1)
         options = {
             "path": str(path),
@@ -83,17 +82,3 @@ class EmbeddedEngine(ChildEngine):
         }
         module = "lib.engines.embedded_server"
         return Launch(module, options, self.options.context_tokens, need, threads.environment)
-
-    def _check(self, model: str, path: Path) -> int:
-        """The estimated memory in bytes; raises ModelDamaged or ModelTooLarge."""
-        header = read_header(path)
-        need = estimate(header, self.options.context_tokens, self.options.slots).total_bytes
-        available = available_memory_bytes()
-        if need > available:
-            raise ModelTooLarge(
-                model=model,
-                need=f"{need / 2**20:.0f} MiB",
-                available=f"{available / 2**20:.0f} MiB",
-                context_tokens=self.options.context_tokens,
-            )
-        return need

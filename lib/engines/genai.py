@@ -10,8 +10,7 @@ from pydantic import BaseModel
 from lib.convert.kept import CONVERTED, MANIFEST
 from lib.course.result import Progress
 from lib.engines.child import ChildEngine, Launch
-from lib.errors import ModelDamaged, ModelNotHere, ModelTooLarge
-from lib.models.hardware import available_memory_bytes
+from lib.errors import ModelDamaged, ModelNotHere
 
 CONFIG = "genai_config.json"
 
@@ -67,14 +66,7 @@ class GenaiEngine(ChildEngine):
     def _launch(self, model: str, path: Path) -> Launch:
         shape = shape_of(path)
         weights = sum(one.stat().st_size for one in path.glob("model.onnx*"))
-        need, available = weights + self._slots * shape.cache_bytes, available_memory_bytes()
-        if need > available:
-            raise ModelTooLarge(
-                model=model,
-                need=f"{need / 2**20:.0f} MiB",
-                available=f"{available / 2**20:.0f} MiB",
-                context_tokens=shape.context_length,
-            )
+        need = weights + self._slots * shape.cache_bytes
         options = {
             "path": str(path),
             "model": model,

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib.engines import child, embedded
+from lib.engines import child
 from lib.engines.chat import Reply, stream_chat
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from lib.errors import Cancelled, EngineDidNotStart, EngineDied, ModelTooLarge, PromptTooLong, UnknownModel
@@ -313,7 +313,7 @@ def test_an_engine_that_dies_as_it_becomes_ready_is_never_taken_for_ready(
     def watchers() -> int:
         return sum("_watch" in thread.name for thread in threading.enumerate())
 
-    def die_first(child: embedded._Child, address: str) -> None:
+    def die_first(child: child._Child, address: str) -> None:
         before = watchers()
         child.process.kill()
         wait_until("the watcher has looked", lambda: watchers() < before)
@@ -396,7 +396,7 @@ def test_a_model_too_big_for_the_free_memory_is_refused_before_a_child_starts(
 ) -> None:
     engine = make()
     with monkeypatch.context() as patch:
-        patch.setattr(embedded, "available_memory_bytes", lambda: 64 * 2**20)
+        patch.setattr(child, "available_memory_bytes", lambda: 64 * 2**20)
         with pytest.raises(ModelTooLarge) as caught:
             drain(engine.ensure(DEFAULT))
     assert caught.value.parameters["available"] == "64 MiB"
