@@ -24,7 +24,9 @@ BancadaError
 │   ├── EngineDied
 │   ├── EngineRefused
 │   ├── EngineSilent
+│   ├── EngineUnsupported
 │   ├── KeyRefused
+│   ├── ModelInUse
 │   ├── NotAnEngine
 │   └── PromptTooLong
 ├── ToolchainError        an environment of its own, for conversions
@@ -111,6 +113,10 @@ class UnknownModel(InputError):
     """Parameters: model, known."""
 
 
+class NotMeasured(InputError):
+    """Parameters: step, whose run card is asked for."""
+
+
 class UnknownEngine(InputError):
     """Parameters: engine, known."""
 
@@ -185,6 +191,14 @@ class EngineRefused(EngineError):
 
 class EngineSilent(EngineError):
     """Parameters: seconds."""
+
+
+class EngineUnsupported(EngineError):
+    """Its packages are not here, or not made for this system. Parameters: engine, system, why."""
+
+
+class ModelInUse(EngineError):
+    """Parameters: model."""
 
 
 class KeyRefused(EngineError):

@@ -34,6 +34,14 @@ def ollama_url(typed: str) -> str:
     return str(url.copy_with(host=host, path=url.path.rstrip("/") or "/")).rstrip("/")
 
 
+def shown(url: str) -> str:
+    """An address as a screen may show it: without a user's name and password."""
+    try:
+        return str(httpx2.URL(url).copy_with(userinfo=b"")).rstrip("/")
+    except (httpx2.InvalidURL, ValueError):
+        return url
+
+
 def _parsed(typed: str, allowed: str) -> httpx2.URL:
     text = typed.strip()
     try:

@@ -192,24 +192,25 @@ def translated(patience_s: float = FIRST_TOKEN_S, address: str = "") -> Iterator
     except httpx2.TransportError as error:
         raise _lost(error, patience_s, address) from error
     except openai.APIResponseValidationError as error:
-        raise NotAnEngine(address=address, why=_first_line(error)) from error
+        raise NotAnEngine(address=address, why=first_line(error)) from error
     except openai.APIError as error:
         # An error event inside a stream that began well.
-        raise (_too_long(str(error)) or EngineRefused(why=_first_line(error))) from error
+        raise (_too_long(str(error)) or EngineRefused(why=first_line(error))) from error
     except ValueError as error:
         # Not JSON where JSON was promised.
-        raise NotAnEngine(address=address, why=_first_line(error)) from error
+        raise NotAnEngine(address=address, why=first_line(error)) from error
 
 
 def _lost(error: BaseException, patience_s: float, address: str) -> BancadaError:
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol):
-        return EngineAway(engine="OpenAI API", address=address, why=_first_line(error))
+        return EngineAway(engine="OpenAI API", address=address, why=first_line(error))
     if isinstance(error, httpx2.TimeoutException | openai.APITimeoutError):
         return EngineSilent(seconds=patience_s)
-    return EngineDied(how=_first_line(error))
+    return EngineDied(how=first_line(error))
 
 
-def _first_line(error: object) -> str:
+def first_line(error: object) -> str:
+    """The first line of what a library said, at most 300 characters; its name where it said nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
@@ -228,7 +229,7 @@ def _refusal(error: openai.APIStatusError) -> BancadaError:
     if body.get("type") == "exceed_context_size_error":
         return PromptTooLong(prompt_tokens=body.get("n_prompt_tokens"), context_tokens=body.get("n_ctx"))
     message = str(body.get("message") or error)
-    return _too_long(message) or EngineRefused(why=_first_line(message))
+    return _too_long(message) or EngineRefused(why=first_line(message))
 
 
 # How servers say that a prompt is too long: llama.cpp's older ones, Foundry Local, vLLM and OpenAI.
@@ -237,7 +238,7 @@ _TOO_LONG = tuple(
     for pattern in (
         r"(?P<prompt>\d+) tokens\) exceeds .*context size \((?P<context>\d+)",
         r"\((?P<prompt>\d+) input .*context length of (?P<context>\d+)",
-        r"maximum context length is (?P<context>\d+) tokens\D+(?P<prompt>\d+)",
+        r"maximum context length is (?P<context>\d+) tokens\D*?(?P<least>at least )?(?P<prompt>\d+)",
     )
 )
 
@@ -245,5 +246,8 @@ _TOO_LONG = tuple(
 def _too_long(message: str) -> PromptTooLong | None:
     for pattern in _TOO_LONG:
         if found := pattern.search(message):
-            return PromptTooLong(prompt_tokens=int(found["prompt"]), context_tokens=int(found["context"]))
+            # vLLM stops counting once it knows enough.
+            least = found.groupdict().get("least")
+            prompt: int | str = f"≥ {found['prompt']}" if least else int(found["prompt"])
+            return PromptTooLong(prompt_tokens=prompt, context_tokens=int(found["context"]))
     return None

@@ -6,19 +6,21 @@ raises its own ``ResponseError`` for them, and leaks httpx's errors from a strea
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from openai import OpenAI
 
-from lib.course.result import Progress
-from lib.engines.address import http_client, is_here, ollama_url
+from lib.course.result import Part, Progress
+from lib.engines.address import http_client, is_here, ollama_url, shown
 from lib.engines.base import EngineInfo, Status
+from lib.engines.chat import first_line, translated
 from lib.errors import BancadaError, EngineAway, EngineRefused, EngineSilent, UnknownModel
 
 if TYPE_CHECKING:
@@ -48,23 +50,23 @@ class OllamaEngine:
         return EngineInfo("ollama", "Ollama", json_schema=True, tool_calls=True, embeddings=True, cuts_prompts=True)
 
     def status(self) -> Status:
-        """Whether it answers, and the model that it loaded last."""
+        """Whether it answers, and one of the models in memory."""
         try:
             with asked(self._host, LOOK_S) as client:
                 loaded = client.ps().models
         except EngineAway as error:
-            return Status("stopped", address=self._url, incident=str(error.parameters["why"]))
+            return Status("stopped", address=shown(self._url), incident=str(error.parameters["why"]))
         except BancadaError as error:
             return Status("failed", address=self._url, incident=str(error))
         if not loaded:
             return Status("ready", address=self._url)
-        last = loaded[-1]
+        one = loaded[-1]
         return Status(
             "ready",
-            model=last.model,
+            model=one.model,
             address=self._url,
-            context_tokens=last.context_length,
-            memory_bytes=int(last.size or 0),
+            context_tokens=one.context_length,
+            memory_bytes=int(one.size or 0),
         )
 
     def models(self) -> tuple[str, ...]:
@@ -81,11 +83,11 @@ class OllamaEngine:
         with asked(self._host) as client:
             yield Progress(0, 0, "ask_engine", self._url)
             if full not in _names(client):
-                yield from _pulled(client, full)
+                yield from pulled(client, full)
             if full not in {one.model for one in client.ps().models}:
                 yield Progress(0, 0, "load", full)
                 self._loaded.add(full)
-                _hold(client, full)
+                hold(client, full)
 
     def release(self, model: str | None = None) -> None:
         """Unload ``model``, or all that ``ensure`` loaded; what others use on this server stays."""
@@ -93,12 +95,13 @@ class OllamaEngine:
         self._loaded -= released
         if not released:
             return
-        try:
-            with asked(self._host, LOOK_S) as client:
-                for name in released & {one.model for one in client.ps().models if one.model}:
-                    _hold(client, name, keep_alive=0)
-        except EngineAway:
-            pass  # one that does not answer holds nothing
+        from ollama import ResponseError
+
+        # A server that does not answer holds nothing, and a model that was removed meanwhile goes by itself.
+        with suppress(EngineAway), asked(self._host, LOOK_S) as client:
+            for name in released & {one.model for one in client.ps().models if one.model}:
+                with suppress(ResponseError):
+                    hold(client, name, keep_alive=0)
 
     def client(self, model: str) -> OpenAI:  # noqa: ARG002  one client for every model
         """A client for its OpenAI routes; that it answers shows when it is used."""
@@ -125,13 +128,62 @@ def create_from_gguf(host: str, gguf: Path, name: str, format: str) -> Generator
     with asked(host) as client:
         yield Progress(0, 0, "upload", gguf.name)
         client.list()
-        digest = client.create_blob(gguf)
+        digest = uploaded(host, client, gguf)
         started = time.monotonic()
         making: Any = client.create(full, files={gguf.name: digest}, quantize=QUANTIZATIONS[format], stream=True)
         yield from until_success(making, "ollama")
         seconds = time.monotonic() - started
         size = next((one.size for one in client.list().models if one.model == full), None)
     return Created(full, int(size or 0), seconds)
+
+
+def uploaded(host: str, client: Client, file: Path) -> str:
+    """The digest of a file that the server has; it is sent only if the server does not have it yet."""
+    with file.open("rb") as read:
+        digest = f"sha256:{hashlib.file_digest(read, 'sha256').hexdigest()}"
+    url = ollama_url(host)
+    with translated(LOOK_S, shown(url)), http_client(url, LOOK_S) as direct:
+        there = direct.head(f"{url}/api/blobs/{digest}").status_code == 200
+    if not there:
+        client.create_blob(file)
+    return digest
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a pull: its digest's beginning, its size, how much was here before, and how long the rest took."""
+
+    digest: str
+    size_bytes: int
+    found_bytes: int
+    seconds: float
+
+
+def pulled(client: Client, full: str) -> Generator[Progress, None, tuple[Layer, ...]]:
+    """Pull a model; the progress is that of the layer at work, with a part for each layer so far.
+
+    Raises UnknownModel, EngineRefused.
+    """
+    from ollama import ResponseError
+
+    began: dict[str, tuple[float, int]] = {}
+    latest: dict[str, tuple[float, Part]] = {}
+    try:
+        pulling: Any = client.pull(full, stream=True)
+        for one in until_success(pulling, "pull"):
+            if one.total and one.detail:
+                now = time.monotonic()
+                began.setdefault(one.detail, (now, int(one.done)))
+                latest[one.detail] = (now, Part(one.detail.removeprefix("pulling "), one.done, one.total))
+            yield replace(one, parts=tuple(part for _, part in latest.values()))
+    except ResponseError as error:
+        if "file does not exist" in str(error.error):
+            raise UnknownModel(model=full, known=", ".join(_names(client))) from error
+        raise
+    return tuple(
+        Layer(part.name, int(part.total), began[name][1], ended - began[name][0])
+        for name, (ended, part) in latest.items()
+    )
 
 
 def until_success(stream: Any, what: str) -> Iterator[Progress]:
@@ -154,46 +206,30 @@ def asked(host: str, patience_s: float | None = None) -> Iterator[Client]:
     from ollama import Client, ResponseError
 
     timeout = httpx.Timeout(patience_s, connect=CONNECT_S)
+    url = ollama_url(host)
     try:
         # Loopback must never go through a proxy of the environment; and what we send is for this host alone.
-        outside = not is_here(httpx.URL(ollama_url(host)).host)
-        with Client(host=host, timeout=timeout, trust_env=outside, follow_redirects=False) as client:
+        outside = not is_here(httpx.URL(url).host)
+        with Client(host=url, timeout=timeout, trust_env=outside, follow_redirects=False) as client:
             yield client
     except (ConnectionError, httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise EngineAway(engine="Ollama", address=host, why=_first_line(error)) from error
+        raise EngineAway(engine="Ollama", address=shown(url), why=first_line(error)) from error
     except httpx.TimeoutException as error:
         raise EngineSilent(seconds=patience_s) from error
     except ResponseError as error:
-        raise EngineRefused(why=_first_line(error.error)) from error
+        raise EngineRefused(why=first_line(error.error)) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError, AttributeError) as error:
         # The client takes every answer for an object of the expected shape.
-        raise EngineRefused(why=_first_line(error)) from error
+        raise EngineRefused(why=first_line(error)) from error
 
 
 def _names(client: Client) -> tuple[str, ...]:
     return tuple(one.model for one in client.list().models if one.model)
 
 
-def _hold(client: Client, model: str, keep_alive: int | None = None) -> None:
+def hold(client: Client, model: str, keep_alive: str | int | None = None) -> None:
     """Load a model, or with 0 unload it: a request without a text does only that. Each kind of model has its own."""
     if "completion" in (client.show(model).capabilities or ("completion",)):
         client.generate(model, keep_alive=keep_alive)
     else:
         client.embed(model, keep_alive=keep_alive)
-
-
-def _pulled(client: Client, full: str) -> Iterator[Progress]:
-    from ollama import ResponseError
-
-    try:
-        pulling: Any = client.pull(full, stream=True)
-        yield from until_success(pulling, "pull")
-    except ResponseError as error:
-        if "file does not exist" in str(error.error):
-            raise UnknownModel(model=full, known=", ".join(_names(client))) from error
-        raise
-
-
-def _first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

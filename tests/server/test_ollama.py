@@ -9,11 +9,11 @@ import pytest
 
 from lib.engines import chat, ollama
 from lib.engines.chat import stream_chat
-from lib.engines.modelfile import read_modelfile
 from lib.engines.ollama import OllamaEngine, full_name
-from lib.engines.ollama_models import chat as native_chat
-from lib.engines.ollama_models import copy, create, details, embed, installed, loaded, remove
 from lib.errors import BancadaError, EngineAway, EngineDied, EngineRefused, EngineSilent, NotAnEngine, UnknownModel
+from lib.ollama.modelfile import read_modelfile
+from lib.ollama.models import chat as native_chat
+from lib.ollama.models import copy, create, details, embed, installed, loaded, remove
 from tests.fakes.ollama_fake import OllamaFake
 from tests.server.test_quantize import finished
 

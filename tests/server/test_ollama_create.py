@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from lib.course.result import Progress
 from lib.engines import ollama
 from lib.engines.ollama import Created, create_from_gguf
 from lib.errors import BadParameter, EngineAway, EngineError, EngineRefused, EngineSilent
-from tests.server.helpers import wait_until
+from tests.server.helpers import Loopback, wait_until
 
 CONTENT = b"GGUF" + bytes(range(256)) * 400
 DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
@@ -73,8 +73,7 @@ class Ollama:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = Loopback(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.engines.modelfile import INSTRUCTIONS, PARAMETERS, Problem, read_modelfile
+from lib.ollama.modelfile import INSTRUCTIONS, PARAMETERS, Problem, read_modelfile
 
 WHOLE = '''# A tutor.
 FROM smollm2:135m
