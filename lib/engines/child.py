@@ -41,13 +41,17 @@ ROOT = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Launch:
-    """How a model is served: the child's module and options, and the memory in bytes that it will have when loaded."""
+    """How a model is served: the child's module and options, the memory in bytes that it will have when loaded.
+
+    ``start_s`` is how long it may take until it answers.
+    """
 
     module: str
     options: Mapping[str, Any]
     context_tokens: int
     need_bytes: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
+    start_s: float = START_S
 
 
 @dataclass
@@ -69,6 +73,8 @@ class ChildEngine(ABC):
         self._child: _Child | None = None
         self._model: str | None = None
         self._busy = threading.Lock()
+        # Whoever replaces the child holds this: a release must not pass between a watcher's look and its new child.
+        self._turn = threading.Lock()
         self._status = Status("stopped")
         self._crashes: list[float] = []
         # Loopback must never go through a proxy of the environment.
@@ -115,7 +121,7 @@ class ChildEngine(ABC):
             launch = self._launch(model, path)
             _check_memory(model, launch)
             self._crashes.clear()
-            yield from self._await_ready(self._spawn(model, launch), model, launch.need_bytes)
+            yield from self._await_ready(self._spawn(model, launch), model, launch)
         finally:
             self._busy.release()
 
@@ -163,14 +169,15 @@ class ChildEngine(ABC):
         threading.Thread(target=self._watch, args=(child, model, launch), daemon=True).start()
         return child
 
-    def _await_ready(self, child: _Child, model: str, need_bytes: int) -> Iterator[Progress]:
-        deadline = time.monotonic() + START_S
+    def _await_ready(self, child: _Child, model: str, launch: Launch) -> Iterator[Progress]:
+        deadline = time.monotonic() + launch.start_s
         try:
             while time.monotonic() < deadline:
                 try:
                     answer = child.answers.get(timeout=0.1)
                 except queue.Empty:
-                    yield Progress(min(self.status().memory_bytes or 0, need_bytes), need_bytes, "load")
+                    loaded = min(self.status().memory_bytes or 0, launch.need_bytes)
+                    yield Progress(loaded, launch.need_bytes, "load")
                     continue
                 if child.stopping:
                     raise Cancelled
@@ -181,7 +188,7 @@ class ChildEngine(ABC):
                     # The watcher saw this end before the address, and took it for a failed start.
                     raise EngineDidNotStart(model=model, why=_how(child.process.returncode), log=child.log)
                 return
-            raise EngineDidNotStart(model=model, why=f"no answer within {START_S:.0f} s", log=child.log)
+            raise EngineDidNotStart(model=model, why=f"no answer within {launch.start_s:.0f} s", log=child.log)
         except EngineDidNotStart:
             self._stop(keep_log=True)
             raise
@@ -196,22 +203,25 @@ class ChildEngine(ABC):
     def _watch(self, child: _Child, model: str, launch: Launch) -> None:
         """Wait for the child's end; when nobody asked for it, say so and start it again."""
         code = child.process.wait()
-        if child.stopping or self._child is not child or not child.address:
-            return
-        self._status = replace(
-            self._status, state="restarting", address=None, incident=_how(code), restarts=self._status.restarts + 1
-        )
+        with self._turn:
+            if child.stopping or self._child is not child or not child.address:
+                return
+            self._status = replace(
+                self._status, state="restarting", address=None, incident=_how(code), restarts=self._status.restarts + 1
+            )
         now = time.monotonic()
         self._crashes = [one for one in self._crashes if now - one < RESTART_WINDOW_S] + [now]
         with self._busy:
-            if self._child is not child:
-                return
-            if len(self._crashes) > RESTARTS:
-                self._child = None
-                self._status = replace(self._status, state="failed")
-                return
             try:
-                for _ in self._await_ready(self._spawn(model, launch), model, 0):
+                with self._turn:
+                    if self._child is not child:
+                        return
+                    if len(self._crashes) > RESTARTS:
+                        self._child = None
+                        self._status = replace(self._status, state="failed")
+                        return
+                    again = self._spawn(model, launch)
+                for _ in self._await_ready(again, model, launch):
                     pass
             except (EngineDidNotStart, CannotWrite) as error:
                 self._status = replace(self._status, state="failed", incident=str(error))
@@ -219,10 +229,11 @@ class ChildEngine(ABC):
                 pass  # released while it was coming back
 
     def _stop(self, keep_log: bool = False) -> None:
-        child, self._child, self._model = self._child, None, None
-        if child is None:
-            return
-        child.stopping = True
+        with self._turn:
+            child, self._child, self._model = self._child, None, None
+            if child is None:
+                return
+            child.stopping = True
         if child.process.stdin is not None:
             child.process.stdin.close()
         try:

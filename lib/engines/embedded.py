@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import psutil
@@ -18,14 +19,19 @@ from lib.gguf.header import read_header
 from lib.models.memory import estimate
 from lib.models.store import ModelStore
 
+CacheType = Literal["f16", "q8_0", "q4_0"]
+
 
 @dataclass(frozen=True)
 class EmbeddedOptions:
-    """How the server is set up: context in tokens for each of its slots."""
+    """How the server is set up: context in tokens for each of its slots; ``cache_type`` of keys and values."""
 
     context_tokens: int = 2048
     slots: int = 1
     embeddings: bool = False
+    cache_type: CacheType = "f16"
+    flash_attention: bool | None = None
+    """None leaves it to llama.cpp; a quantized cache needs it."""
 
 
 class EmbeddedEngine(ChildEngine):
@@ -35,15 +41,16 @@ class EmbeddedEngine(ChildEngine):
         super().__init__("embedded", logs)
         self.options = options or EmbeddedOptions()
         self._models = models
+        self._takes_tools = False
 
     @property
     def info(self) -> EngineInfo:
-        """Identity and capabilities."""
+        """Identity and capabilities. Tools are called where the loaded model's chat template has a place for them."""
         return EngineInfo(
             "embedded",
             "llama.cpp",
             json_schema=True,
-            tool_calls=True,
+            tool_calls=self._takes_tools,
             embeddings=self.options.embeddings,
             slots=self.options.slots,
         )
@@ -68,7 +75,10 @@ class EmbeddedEngine(ChildEngine):
             return self._models.path(model)
 
     def _launch(self, model: str, path: Path) -> Launch:
-        need = estimate(read_header(path), self.options.context_tokens, self.options.slots).total_bytes
+        header = read_header(path)
+        # Without a place in the template llama.cpp drops the tools of a request without a word.
+        self._takes_tools = "tools" in str(header.metadata.get("tokenizer.chat_template", ""))
+        need = estimate(header, self.options.context_tokens, self.options.slots).total_bytes
         threads = choose_threads(psutil.cpu_count(logical=False) or 1)
         options = {
             "path": str(path),
@@ -76,6 +86,8 @@ class EmbeddedEngine(ChildEngine):
             "slots": self.options.slots,
             "context_tokens": self.options.context_tokens,
             "embeddings": self.options.embeddings,
+            "cache_type": self.options.cache_type,
+            "flash_attention": self.options.flash_attention,
             "threads": threads.n_threads,
             "threads_batch": threads.n_threads_batch,
             "poll": threads.poll,

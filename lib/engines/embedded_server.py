@@ -18,6 +18,16 @@ def serve(options: dict[str, Any], ready: Ready) -> None:
     parameters.n_parallel = options["slots"]
     parameters.n_ctx = options["context_tokens"] * options["slots"]
     parameters.embedding = options["embeddings"]
+    if options["embeddings"]:
+        # A chat model's file names no way to make one vector of many.
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    cache = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options['cache_type'].upper()}")
+    parameters.cache_type_k = parameters.cache_type_v = cache
+    if (flash := options["flash_attention"]) is not None:
+        kinds = xllamacpp.llama_flash_attn_type
+        parameters.flash_attn_type = (
+            kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
     parameters.cpuparams.n_threads = options["threads"]
     parameters.cpuparams_batch.n_threads = options["threads_batch"]
     parameters.cpuparams.poll = options["poll"]

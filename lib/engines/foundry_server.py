@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.engines.child_server import Ready, run
+from lib.files import link
 from lib.scratch import scratch
 
 
@@ -51,7 +52,7 @@ def serve(options: dict[str, Any], ready: Ready) -> None:
 def _link(source: Path, place: Path, name: str) -> None:
     place.mkdir(parents=True)
     for one in source.iterdir():
-        (place / one.name).symlink_to(one)
+        link(one, place / one.name)
     told = {"Name": f"{name}:1", "PromptTemplate": None}
     (place / "inference_model.json").write_text(json.dumps(told), encoding="utf-8")
 

@@ -1,9 +1,10 @@
-"""The most memory a process has held, as the system counts it."""
+"""Memory of processes, as the system counts it: the most that one has held, and what a tree of them holds now."""
 
 from __future__ import annotations
 
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,3 +36,19 @@ def peak_memory(pid: int) -> Peak:
     if system == "Windows":
         return Peak(int(memory.peak_wset), "PeakWorkingSetSize")
     return Peak(int(memory.rss), "RSS")
+
+
+def tree_memory(pid: int) -> Peak:
+    """What a process and all below it hold now, each page counted once; 0 where the process is gone.
+
+    Linux tells each process's share of the pages that several map (``PSS``); elsewhere what each has
+    for itself alone (``USS``), which leaves out what they share.
+    """
+    total, counter = 0, "PSS" if platform.system() == "Linux" else "USS"
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for one in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                memory = one.memory_full_info()
+                total += int(memory.pss if counter == "PSS" else memory.uss)
+    return Peak(total, counter)

@@ -167,6 +167,8 @@ def _make(toolchain: Toolchain, part: Path, folder: Path, log: BinaryIO) -> Gene
     if (yield from _watch(Supervised(venv, folder, environment, log), log, _Still("toolchain_venv", 0))):
         raise _StepFailed("venv")
     command = [str(python_of(part)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    if toolchain.whole:
+        command.append("--no-deps")
     install = Supervised([*command, "-r", str(toolchain.requirements)], folder, environment, log)
     if (yield from _watch(install, log, _Pip(toolchain, part, work))):
         raise _StepFailed("pip")

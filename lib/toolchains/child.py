@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import queue
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,9 @@ _SETTINGS = {
     "OTEL_SDK_DISABLED": "true",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUTF8": "1",
+    # Without it vLLM looks for a package of the name ``vllm`` to learn that it is the build for processors.
+    "VLLM_TARGET_DEVICE": "cpu",
+    "VLLM_NO_USAGE_STATS": "1",
 }
 
 
@@ -52,7 +56,10 @@ def run(
             with stderr:
                 process = _start(python, script, request, work, stderr)
             try:
-                return (yield from _answer(process, script.stem, toolchain, log))
+                first = Progress(0, 0, "toolchain_start", script.stem)
+                died = partial(ToolchainDied, toolchain=toolchain, log=log)
+                refused = partial(_error, toolchain=toolchain, log=log)
+                return (yield from answered(process, first, died, refused))
             finally:
                 process.stop()
     except (ToolchainDied, ChildFailed, Unforeseen):
@@ -75,8 +82,17 @@ def _start(python: Path, script: Path, request: Mapping[str, Any], work: Path, s
     return Supervised([str(python), str(script)], work, environment_of(python, work), stderr, json.dumps(dict(request)))
 
 
-def _answer(process: Supervised, child: str, toolchain: str, log: Path) -> Generator[Progress, None, dict[str, Any]]:
-    progress = Progress(0, 0, "toolchain_start", child)
+def answered(
+    process: Supervised,
+    progress: Progress,
+    died: Callable[..., BancadaError],
+    refused: Callable[[Mapping[str, Any]], BancadaError],
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Pass on a child's progress, of which ``progress`` is the first, until it answers; gives back the answer.
+
+    The messages are those of ``children/wire.py``. ``died`` makes an error of ``how`` it ended without an
+    answer, ``refused`` of the error that it names.
+    """
     yield progress
     while True:
         try:
@@ -85,7 +101,7 @@ def _answer(process: Supervised, child: str, toolchain: str, log: Path) -> Gener
             yield progress  # a moment in which it can be cancelled
             continue
         if line is None:
-            raise ToolchainDied(toolchain=toolchain, how=process.how() or "it ended without an answer", log=log)
+            raise died(how=process.how() or "it ended without an answer")
         if not line.endswith(b"\n") and len(line) <= LINE_BYTES:
             continue  # it died in the middle of a line; how it ended says more
         message = _message(line)
@@ -93,9 +109,9 @@ def _answer(process: Supervised, child: str, toolchain: str, log: Path) -> Gener
             result: dict[str, Any] = message["result"]
             return result
         if "error" in message:
-            raise _error(message["error"], toolchain, log)
+            raise refused(message["error"])
         if "progress" not in message:
-            raise ToolchainDied(toolchain=toolchain, how=_nonsense(line), log=log)
+            raise died(how=_nonsense(line))
         progress = _progress(message["progress"])
         yield progress
 

@@ -27,14 +27,17 @@ _OF_THIS_PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "
 
 
 class Supervised:
-    """A running command. ``lines`` gives what it writes to standard output, then None."""
+    """A running command. ``lines`` gives what it writes to standard output, then None.
+
+    ``log`` takes what it writes to standard error; ``subprocess.STDOUT`` puts that among the lines.
+    """
 
     def __init__(
         self,
         command: Sequence[str],
         cwd: Path,
         environment: Mapping[str, str],
-        log: BinaryIO,
+        log: BinaryIO | int,
         request: str | None = None,
     ) -> None:
         # 0x200 is Windows' CREATE_NEW_PROCESS_GROUP, a name that other systems do not have.

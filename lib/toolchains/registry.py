@@ -28,6 +28,8 @@ class Toolchain:
     """Free disk that building it takes, pip's downloads included, as measured on Linux x86-64 without CUDA."""
     probe: tuple[str, ...]
     where: str = ""
+    whole: bool = False
+    """The list is all there is to install: what a package asks for beside it is left out."""
 
     def supported(self) -> bool:
         """Whether this system is one that its packages are made for."""
@@ -115,6 +117,14 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
             need_bytes=448 << 20,
             probe=("mlx.core", "mlx_lm", "gguf"),
             where='sys_platform == "linux" or (sys_platform == "darwin" and platform_machine == "arm64")',
+        ),
+        Toolchain(
+            "vllm",
+            DATA / "vllm.txt",
+            need_bytes=4608 << 20,
+            probe=("torch", "transformers", "vllm.entrypoints.openai.api_server"),
+            where='sys_platform == "linux" and platform_machine == "x86_64"',
+            whole=True,
         ),
     )
 }

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -141,6 +143,37 @@ def test_a_request_with_tools_is_answered_in_words_or_with_a_call(engine: Embedd
     )
     message = answer.choices[0].message
     assert message.content or message.tool_calls
+
+
+TEMPLATE = """{% if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_tools_are_claimed_where_the_models_template_shows_them_to_the_model(home: Path) -> None:
+    own = home / "models" / "own"
+    own.mkdir()
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", TEMPLATE]
+    source = ModelStore(home / "models").path(DEFAULT)
+    subprocess.run([*command, str(source), str(own / "tooled.gguf")], check=True, capture_output=True)
+    engine = EmbeddedEngine(ModelStore(home / "models"), home / "logs", EmbeddedOptions(1024))
+
+    def seen_tokens(model: str) -> int:
+        """How many more tokens the prompt has with a tool than without."""
+        list(engine.ensure(model))
+        create = engine.client(model).chat.completions.create
+        asked = {"model": model, "messages": says("What is the weather in Lisbon?"), "max_tokens": 1}
+        return create(**asked, tools=[TOOL]).usage.prompt_tokens - create(**asked).usage.prompt_tokens
+
+    try:
+        assert not engine.info.tool_calls
+        assert seen_tokens(DEFAULT) == 0 and not engine.info.tool_calls
+        assert seen_tokens("tooled") > 20 and engine.info.tool_calls
+    finally:
+        engine.release()
 
 
 def test_a_conversation_with_a_tools_result_is_answered(engine: EmbeddedEngine) -> None:
@@ -360,6 +393,33 @@ def test_release_in_the_middle_of_loading_is_a_stop_and_not_a_defect(make: MakeE
     with pytest.raises(Cancelled):
         drain(events)
     assert not is_alive(pid)
+    assert engine.status().state == "stopped"
+
+
+def test_a_release_while_a_dead_child_is_being_replaced_leaves_none(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = engine_children(os.getpid())
+    engine = make()
+    drain(engine.ensure(DEFAULT))
+    spawn = engine._spawn
+    release = threading.Thread(target=engine.release)
+    spawned = threading.Event()
+
+    def slowly(*given: object) -> object:
+        release.start()
+        release.join(1.0)
+        try:
+            return spawn(*given)  # type: ignore[arg-type]
+        finally:
+            spawned.set()
+
+    monkeypatch.setattr(engine, "_spawn", slowly)
+    os.kill(child_of(engine), signal.SIGKILL)
+    assert spawned.wait(30.0)
+    release.join(30.0)
+    assert not release.is_alive()
+    wait_until("no child", lambda: engine_children(os.getpid()) == others)
     assert engine.status().state == "stopped"
 
 

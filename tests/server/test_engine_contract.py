@@ -12,12 +12,15 @@ import pytest
 
 from lib.convert.builders import ensure_genai
 from lib.convert.reference import ensure_reference
+from lib.engines.child import ChildEngine
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from lib.engines.endpoint import EndpointEngine
 from lib.engines.foundry import FoundryEngine
 from lib.engines.ollama import OllamaEngine
 from lib.engines.onnx import OnnxEngine
+from lib.engines.vllm import TOOLCHAIN, VllmEngine
 from lib.models.store import ModelStore
+from lib.toolchains import Toolchains
 from lib.workbench import Workbench
 from tests.conftest import DEFAULT
 from tests.contract import *  # noqa: F403  the tests
@@ -34,14 +37,15 @@ Maker = Callable[[ExitStack, Path], Case]
 
 @pytest.fixture(scope="session")
 def built_home(lab_home: Path) -> Path:
-    """A home with a model for ONNX Runtime GenAI."""
+    """A home with a model for ONNX Runtime GenAI and for vLLM, and vLLM itself."""
     workbench = Workbench.open(home=lab_home, _env_file=None)
+    finished(workbench.toolchains.ensure(TOOLCHAIN))
     finished(ensure_genai(workbench, finished(ensure_reference(workbench, DEFAULT)), "int4", CONTEXT))
     workbench.store.close()
     return lab_home
 
 
-def owned(stack: ExitStack, engine: EmbeddedEngine | OnnxEngine | FoundryEngine, model: str) -> Case:
+def owned(stack: ExitStack, engine: ChildEngine, model: str) -> Case:
     stack.callback(engine.release)
 
     def process() -> int:
@@ -63,6 +67,11 @@ def make_onnx(stack: ExitStack, home: Path) -> Case:
 
 def make_foundry(stack: ExitStack, home: Path) -> Case:
     return owned(stack, FoundryEngine(home, home / "logs"), f"{GENAI}:1")
+
+
+def make_vllm(stack: ExitStack, home: Path) -> Case:
+    toolchains = Toolchains(home / "toolchains", home / "logs")
+    return owned(stack, VllmEngine(home, home / "logs", toolchains), f"{DEFAULT}.hf")
 
 
 def make_endpoint(stack: ExitStack, home: Path) -> Case:
@@ -88,6 +97,7 @@ MAKERS: dict[str, Maker] = {
     "ollama": make_ollama,
     "onnx": make_onnx,
     "foundry": make_foundry,
+    "vllm": make_vllm,
 }
 
 

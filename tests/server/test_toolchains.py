@@ -54,7 +54,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways 
 
 # Not the version that the tests' own environment has.
 PIN, OLDER = "iniconfig==2.1.0", "iniconfig==2.0.0"
-GONE_S = 10.0
+GONE_S = 60.0
 MIB = 1 << 20
 
 

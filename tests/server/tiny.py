@@ -1,7 +1,9 @@
-"""Small language models of random weights, whole as llama.cpp sees them: quantized and scored in a second."""
+"""Small language models: of random weights, quantized and scored in a second; or whole in form only."""
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from gguf import GGUFWriter
 
 VOCABULARY = 320
 BYTES = range(256)
+CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "model_type": "llama"}
 
 
 def write_tiny(
@@ -61,3 +64,20 @@ def _add_tokens(writer: GGUFWriter) -> None:
     writer.add_token_types([2, 3, 3, *[6] * len(BYTES), *[1] * len(words)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+
+
+def write_tiny_directory(path: Path) -> Path:
+    """A Hugging Face directory that has all its parts and one tensor; nobody could run it."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "tokenizer.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(safetensors())
+    return path
+
+
+def safetensors(header: object | None = None, data: bytes = bytes(16), length: int | None = None) -> bytes:
+    """A file with one tensor of four numbers, or with whatever is given in its place."""
+    if header is None:
+        header = {"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw + data

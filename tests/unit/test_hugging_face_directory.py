@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,27 +15,13 @@ from hypothesis import strategies as st
 
 from lib.convert.directory import ARCHITECTURES, check_directory, read_safetensors
 from lib.errors import ModelDamaged, UnsafeModel, UnsupportedArchitecture
-
-CONFIG = {"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "model_type": "llama"}
-
-
-def safetensors(header: object | None = None, data: bytes = bytes(16), length: int | None = None) -> bytes:
-    """A file with one tensor of four numbers, or with whatever is given in its place."""
-    if header is None:
-        header = {"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw) if length is None else length) + raw + data
+from tests.server.tiny import CONFIG, safetensors, write_tiny_directory
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A whole directory of the smallest kind."""
-    made = tmp_path / "model"
-    made.mkdir()
-    (made / "config.json").write_text(json.dumps(CONFIG))
-    (made / "tokenizer.json").write_text("{}")
-    (made / "model.safetensors").write_bytes(safetensors())
-    return made
+    return write_tiny_directory(tmp_path / "model")
 
 
 class Canary:

@@ -9,6 +9,7 @@ STARTED = time.perf_counter()
 import _thread
 import functools
 import json
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -114,6 +115,8 @@ def _in_template(tokenizer: Any, request: dict[str, Any]) -> list[list[int]]:
     """The prompts' tokens in the chat template. A template is a program of the model's: its sandbox has no clock."""
     if not tokenizer.chat_template:
         return [tokenizer(prompt)["input_ids"] for prompt in request["prompts"]]
+    # An app that was begun in the background of a script ignores Ctrl-C, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     guard = threading.Timer(_TEMPLATE_S, _thread.interrupt_main)
     guard.start()
     try:
