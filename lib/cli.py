@@ -17,11 +17,13 @@ from pydantic import ValidationError
 
 from lib.course import notebook
 from lib.course.bar import drain
-from lib.course.draw import to_text
+from lib.course.cards import briefs, recall, words_of
+from lib.course.draw import chief_facts, to_text
+from lib.course.export import FORMS
 from lib.course.lab import Step
 from lib.course.labs import find_step, labs
 from lib.course.run import run_here
-from lib.errors import BadParameter, BancadaError, InputError
+from lib.errors import BadParameter, BancadaError, CannotWrite, InputError
 from lib.text import LANGUAGES, load_words
 from lib.workbench import Workbench
 
@@ -84,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "toolchains", _toolchains, "the environments for conversions, and whether they are here")
     building = _command(commands, "toolchain", _toolchain, "build one, or mend it: toolchain openvino")
     building.add_argument("name", metavar="NAME")
+    cards = _command(commands, "cards", _cards, "the run cards that are kept, newest first")
+    cards.add_argument("--lab", help="only those of one lab")
+    export = _command(commands, "export", _export, "take run cards along: export --as html --output cards.html")
+    export.add_argument("ids", nargs="*", metavar="ID", help="a card's id or how it begins; all cards without one")
+    export.add_argument(
+        "--as", dest="form", choices=list(FORMS), default="json", help="tables: the results' tables, as CSV"
+    )
+    export.add_argument("--lab", help="only those of one lab")
+    export.add_argument("--output", type=Path, metavar="FILE", help="where to write, instead of to the terminal")
     _command(commands, "jobs", _jobs, "what runs on this machine, and what waits")
     _command(commands, "doctor", _doctor, "check everything, with repairs")
     books = _command(commands, "notebooks", _notebooks, "build the notebooks from the labs")
@@ -174,6 +185,43 @@ def _toolchain(workbench: Workbench, options: argparse.Namespace) -> int:
     path = drain(workbench.toolchains.renew(options.name), words)
     print(words("cli.toolchain_built", toolchain=options.name, path=path))
     return 0
+
+
+def _cards(workbench: Workbench, options: argparse.Namespace) -> int:
+    words = load_words(workbench.language)
+    found = briefs(workbench.store, workbench.learner, {}, options.lab)
+    for one in found:
+        facts = chief_facts(one.facts, words_of(one.lab, workbench.language))[:3]
+        took = words.value("took_s", one.duration_s)
+        shown = " · ".join(f"{name} {value}" for name, value in facts)
+        print(f"{one.id[:12]}  {one.finished_at:%Y-%m-%d %H:%M}  {one.key:<24} {took:>10}  {shown}".rstrip())
+    if not found:
+        print(words("cli.cards_none"))
+    return 0
+
+
+def _export(workbench: Workbench, options: argparse.Namespace) -> int:
+    words, form = load_words(workbench.language), FORMS[options.form]
+    ids = _asked(options.ids, workbench.store.card_ids(workbench.learner, options.lab))
+    cards = workbench.store.cards_of(workbench.learner, ids)
+    made = form.make([recall(card, workbench.language) for card in cards], words)
+    if options.output is None:
+        print(made.decode("utf-8-sig").replace("\r\n", "\n"), end="")
+        return 0
+    try:
+        options.output.write_bytes(made)
+    except OSError as error:
+        raise CannotWrite(path=options.output, why=error.strerror or str(error)) from error
+    print(words("cli.exported", count=len(cards), path=options.output))
+    return 0
+
+
+def _asked(asked: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The ids that begin as asked, all without a question; raises BadParameter for one that is none."""
+    for one in asked:
+        if not one or not any(each.startswith(one) for each in known):
+            raise BadParameter(name="ID", value=one, allowed="python -m lib.cli cards")
+    return [each for each in known if not asked or each.startswith(tuple(asked))]
 
 
 def _jobs(workbench: Workbench, options: argparse.Namespace) -> int:

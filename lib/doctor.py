@@ -69,7 +69,7 @@ def _other_engines(workbench: Workbench) -> Iterator[Finding]:
             continue
         ok = {"ready": True, "stopped": None}.get(status.state, False)
         yield Finding(f"engine_{name}", ok, f"{status.address} {status.incident or ''}".strip())
-    for name in ("onnx", "foundry"):
+    for name in ("onnx", "foundry", "vllm"):
         models = workbench.engine(name).models()
         yield Finding(f"engine_{name}", bool(models) or None, ", ".join(models) or "–")
 

@@ -18,7 +18,7 @@ from string import Template
 from babel.dates import format_datetime
 from babel.numbers import format_decimal
 
-from lib.errors import BancadaError
+from lib.errors import BancadaError, from_record
 
 LANGUAGES: Mapping[str, str] = {"en": "English", "pt": "Português (Brasil)"}
 LOCALES: Mapping[str, str] = {"en": "en_US", "pt": "pt_BR"}
@@ -72,6 +72,11 @@ class Words:
         pattern = "#,##0." + "0" * digits if digits else "#,##0"
         return str(format_decimal(value, format=pattern, locale=self.locale))
 
+    def separators(self) -> str:
+        """The decimal and the thousands mark, in this order, as Plotly takes them."""
+        number = self.number(1000.5, 1)
+        return number[5] + number[1]
+
     def value(self, name: str, value: object) -> str:
         """A value as people read it, in the unit that its name ends with."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -101,6 +106,8 @@ class Words:
             return self.size(value)
         if name.endswith("tokens_per_s"):
             return f"{self.number(value, 1 if abs(value) < 100 else 0)} {self('units.tokens_per_s')}"
+        if name.endswith("_per_s"):
+            return f"{self.number(value, 2 if abs(value) < 10 else 1)} /s"
         if name.endswith("_tokens"):
             return f"{self.number(value)} {self('units.tokens')}"
         if name.endswith("_percent"):
@@ -123,9 +130,31 @@ class Words:
         return f"{self.number(count / 1e6)} {self('units.million')}"
 
     def _plain(self, value: object) -> str:
+        if isinstance(value, Mapping) and value.keys() == {"id", "parameters"}:
+            # An error that a note tells of: in the reader's language, whoever wrote it down.
+            return " ".join(self.error(from_record(value)))
+        if isinstance(value, list | tuple):
+            return ", ".join(self.choice(str(one)) for one in value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return str(value)
         return self.number(value, 0 if isinstance(value, int) else 1)
+
+
+class LenientWords(Words):
+    """Words for what an earlier version has written: a name that has no word any more stands for itself."""
+
+    @staticmethod
+    def over(words: Words) -> LenientWords:
+        """The same words, lenient."""
+        return LenientWords(words.language, words._tables)
+
+    def __call__(self, key: str, /, **parameters: object) -> str:
+        """The text under ``key``, or else the key's last part with the parameters."""
+        try:
+            return super().__call__(key, **parameters)
+        except (KeyError, ValueError):  # ValueError: a text whose $places are no places
+            given = ", ".join(f"{name}={value}" for name, value in parameters.items())
+            return f"{key.rpartition('.')[2]}: {given}" if given else key.rpartition(".")[2]
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from lib.engines.endpoint import EndpointEngine
 from lib.engines.foundry import FoundryEngine
 from lib.engines.ollama import OllamaEngine
 from lib.engines.onnx import OnnxEngine
+from lib.engines.vllm import VllmEngine
 from lib.errors import UnknownEngine
 from lib.models.hardware import Machine, probe
 from lib.models.store import ModelStore
@@ -88,9 +89,9 @@ class Workbench:
                 self._engines[name] = ENGINES[name](self)
             return self._engines[name]
 
-    def fresh_engine(self, context_tokens: int, slots: int = 1) -> EmbeddedEngine:
-        """An embedded engine of one's own, to measure in; the caller releases it."""
-        return EmbeddedEngine(self.models, self.logs, EmbeddedOptions(context_tokens, slots))
+    def fresh_engine(self, context_tokens: int, slots: int = 1, **more: Any) -> EmbeddedEngine:
+        """An embedded engine of one's own, to measure in; the caller releases it. ``more`` are EmbeddedOptions."""
+        return EmbeddedEngine(self.models, self.logs, EmbeddedOptions(context_tokens, slots, **more))
 
     def close(self) -> None:
         """Stop every engine."""
@@ -113,5 +114,6 @@ ENGINES: Mapping[str, Callable[[Workbench], Engine]] = {
     "ollama": lambda workbench: OllamaEngine(workbench.settings.ollama_host),
     "foundry": lambda workbench: FoundryEngine(workbench.settings.home, workbench.logs),
     "onnx": lambda workbench: OnnxEngine(workbench.settings.home, workbench.logs),
+    "vllm": lambda workbench: VllmEngine(workbench.settings.home, workbench.logs, workbench.toolchains),
     "endpoint": _endpoint,
 }

@@ -51,8 +51,9 @@ def predicted(run: Run, said: Words) -> str | None:
     if run.prediction is None or run.step.predict is None:
         return None
     name = run.step.predict.fact
-    found = run.result.facts[name]
-    assert isinstance(found, int | float)
+    found = run.result.facts.get(name)
+    if not isinstance(found, int | float):
+        return None  # this run found nothing to compare it with
     return said(
         "predicted_and_found",
         prediction=said.value(name, run.prediction),
@@ -70,6 +71,8 @@ def to_text(run: Run, said: Words) -> str:
     if prediction:
         lines.insert(0, prediction + "\n")
     lines += ["", *(f"* {sentence(one, said)}" for one in run.result.notes)] if run.result.notes else []
+    for one in run.result.listings:
+        lines += ["", f"--- {said(f'listings.{one.name}')} ---", one.text]
     if run.result.table is not None and len(run.result.table):
         lines += ["", readable(run.result.table, said).to_string(index=False)]
     return "\n".join(lines)
@@ -92,6 +95,9 @@ def show_in_notebook(run: Run) -> None:
     )
     notes = "".join(f"<p>{html.escape(sentence(one, said))}</p>" for one in run.result.notes)
     display(HTML(f"<table>{rows}</table>{notes}"))
+    for one in run.result.listings:
+        title, text = html.escape(said(f"listings.{one.name}")), html.escape(one.text)
+        display(HTML(f"<p><b>{title}</b></p><pre style='white-space:pre-wrap'>{text}</pre>"))
     if run.result.table is not None and len(run.result.table):
         display(HTML(readable(run.result.table, said).to_html(index=False)))
 

@@ -109,7 +109,9 @@ def _call(step: Step) -> str:
 
 def _argument(parameter: Parameter) -> str:
     # As the formatter would write it, so that a learner's copy passes the same checks.
-    text = repr(parameter.default).replace("'", '"')
+    text = repr(parameter.default)
+    if '"' not in text:
+        text = text.replace("'", '"')
     return f"{parameter.name}={text}"
 
 

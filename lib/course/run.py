@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run of a step. ``prediction`` is in the predicted fact's own unit."""
+    """One finished run of a step. ``prediction`` is in the predicted fact's own unit.
+
+    ``versions``, ``machine`` and ``model_sha256`` are what it ran with and on, as the run card keeps them.
+    """
 
     step: Step
     parameters: Mapping[str, Any]
@@ -38,6 +41,9 @@ class Run:
     finished_at: datetime
     card_id: str
     words: Words
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    model_sha256: str | None = None
 
     def figure(self, words: Words | None = None) -> go.Figure | None:
         """The step's chart of this result, or None."""
@@ -55,17 +61,39 @@ def execute(
     """Run ``step`` and keep its run card, yielding its progress; closing the generator cancels it.
 
     ``prediction`` is as typed, in the unit of ``step.predict``. Raises
-    BadParameter before anything runs, and whatever BancadaError the step raises.
+    BadParameter before anything runs, and whatever BancadaError the step raises. A partial
+    result that the step had given by then is kept as a run card all the same.
     """
     base = predicted(step, prediction)
-    performed = yield from perform(step, workbench, given)
+    kept: Performed | None = None
+    try:
+        with closing(perform(step, workbench, given)) as events:
+            while True:
+                try:
+                    moved = next(events)
+                except StopIteration as stop:
+                    performed: Performed = stop.value
+                    break
+                if isinstance(moved, Performed):
+                    kept = moved
+                else:
+                    yield moved
+    except BaseException:  # cancelled, failed or interrupted: what had been measured stays
+        if kept is not None:
+            workbench.store.add_card(kept.card(workbench.learner, base))
+        raise
     card = performed.card(workbench.learner, base)
     workbench.store.add_card(card)
     return from_card(step, card, step.lab.words(workbench.language))
 
 
-def perform(step: Step, workbench: Workbench, given: Mapping[str, object]) -> Generator[Progress, None, Performed]:
-    """Run ``step`` and keep nothing. A long one waits for its turn: two that measure at once measure each other."""
+def perform(
+    step: Step, workbench: Workbench, given: Mapping[str, object]
+) -> Generator[Progress | Performed, None, Performed]:
+    """Run ``step`` and keep nothing; a partial result comes as it is. The last one is given back.
+
+    A long step waits for its turn: two that measure at once measure each other.
+    """
     values = step.check(given)
     with ExitStack() as stack:
         if step.long:
@@ -73,10 +101,12 @@ def perform(step: Step, workbench: Workbench, given: Mapping[str, object]) -> Ge
         started = time.monotonic()
         result: Result | None = None
         for event in stack.enter_context(closing(step.events(workbench, values))):  # type: ignore[type-var]
-            if isinstance(event, Result):
-                result = event
-            else:
+            if not isinstance(event, Result):
                 yield event
+                continue
+            result = event
+            if result.partial:
+                yield _performed(step, workbench, values, result, time.monotonic() - started)
         assert result is not None, f"{step.key} gave no Result"
         return _performed(step, workbench, values, result, time.monotonic() - started)
 
@@ -107,13 +137,15 @@ def from_card(step: Step, card: RunCard, words: Words) -> Run:
     """The run that a card remembers."""
     finished = card.finished_at if card.finished_at.tzinfo else card.finished_at.replace(tzinfo=UTC)
     result = Result.from_json(card.result)
-    return Run(step, card.parameters, card.prediction, result, card.duration_s, finished, card.id, words)
+    values = (step, card.parameters, card.prediction, result, card.duration_s, finished, card.id, words)
+    return Run(*values, card.versions, card.machine, card.model_sha256)
 
 
-def latest_run(step: Step, workbench: Workbench, learner: str) -> Run | None:
-    """The learner's newest run of a step, from the store."""
-    cards = workbench.store.cards(learner, step.lab.id, step.id, limit=1)
-    return from_card(step, cards[0], step.lab.words(workbench.language)) if cards else None
+def latest_run(step: Step, workbench: Workbench, learner: str, whole: bool = False) -> Run | None:
+    """The learner's newest run of a step, from the store; ``whole``: one that came to its end, if there is one."""
+    cards = workbench.store.cards(learner, step.lab.id, step.id, limit=20 if whole else 1)
+    runs = [from_card(step, one, step.lab.words(workbench.language)) for one in cards]
+    return next((one for one in runs if not one.result.partial), runs[0]) if runs else None
 
 
 def run_here(step: Step, workbench: Workbench, given: Mapping[str, object], prediction: float | None) -> Run:

@@ -71,7 +71,7 @@ class Job:
         """Its newest progress."""
         from lib.course.result import Progress  # brings pandas, which the worker can do without
 
-        return Progress(**self.raw_progress) if self.raw_progress else Progress(0, 0, "starting")
+        return Progress.from_json(self.raw_progress) if self.raw_progress else Progress(0, 0, "starting")
 
 
 class Jobs:

@@ -1,7 +1,7 @@
 """The child of a job: performs one step and says what came out.
 
 Reads settings and request as two JSON lines, writes JSON lines of progress and
-last the result or the error. ``cancel`` on standard input closes the step,
+partial results, and last the result or the error. ``cancel`` on standard input closes the step,
 which then cleans up; so does its end, after which this process and all below
 it are gone within moments. It knows nothing of learners and predictions.
 """
@@ -16,11 +16,12 @@ import time
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import asdict
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import psutil
 
 from lib.course.labs import find_step, labs
+from lib.course.performed import Performed
 from lib.course.result import Progress
 from lib.course.run import only_ours, perform
 from lib.errors import BancadaError, Cancelled
@@ -30,8 +31,6 @@ from lib.workbench import Workbench
 
 SAY_S = 0.1
 NICEST = 19
-
-T = TypeVar("T")
 
 
 class Wire:
@@ -47,16 +46,18 @@ class Wire:
         with suppress(OSError):
             print(json.dumps(message), file=self._answers, flush=True)
 
-    def drive(self, events: Generator[Progress, None, T]) -> T:
-        """Run a step to its end, telling of its progress; raises Cancelled."""
+    def drive(self, events: Generator[Progress | Performed, None, Performed]) -> Performed:
+        """Run a step to its end, telling of its progress and of what it has measured so far; raises Cancelled."""
         with closing(events):
             while not self.cancelled.is_set():
                 try:
                     progress = next(events)
                 except StopIteration as stop:
-                    outcome: T = stop.value
+                    outcome: Performed = stop.value
                     return outcome
-                if time.monotonic() - self._said >= SAY_S:
+                if isinstance(progress, Performed):
+                    self.say(partial=progress.to_json())
+                elif time.monotonic() - self._said >= SAY_S:
                     self.say(progress=asdict(progress))
                     self._said = time.monotonic()
         raise Cancelled

@@ -61,6 +61,8 @@ class Child:
         self.log = settings.logs_dir / f"job-{os.getpid()}-{time.time_ns():x}.log"
         self.process = start("lib.jobs.child", self.log)
         self.says: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        # What the step had measured when it last told.
+        self.partial: str | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
     def end(self, patience_s: float) -> None:
@@ -85,7 +87,9 @@ class Child:
     def _listen(self) -> None:
         with suppress(ValueError, OSError):  # closed while it was read, or cut off in the middle of a line
             for line in self.process.stdout:  # type: ignore[union-attr]
-                self.says.put(json.loads(line))
+                said = json.loads(line)
+                self.partial = said.get("partial", self.partial)
+                self.says.put(said)
         self.says.put(None)
 
 
@@ -127,10 +131,11 @@ class Worker:
         tell(child.process, json.dumps(request))
         outcome = self._follow(job_id, child)
         error = outcome.get("error")
-        if "result" in outcome:
-            performed = Performed.from_json(outcome["result"])
-            self._patiently(lambda: self._table.finish(job_id, performed.card))
-        else:
+        made = Performed.from_json(outcome["result"]) if "result" in outcome else None
+        if made is None or not self._patiently(lambda: self._table.finish(job_id, made.card)):
+            # Kept first: whoever sees that the job has ended looks for the card at once.
+            if (measured := outcome.get("result", child.partial)) is not None:
+                self._patiently(lambda: self._table.keep(job_id, Performed.from_json(measured).card))
             self._patiently(lambda: self._table.end(job_id, "failed" if error else "interrupted", error))
         if error is None or error["id"] not in ASKED_ABOUT:
             child.forget()

@@ -120,6 +120,16 @@ class JobTable:
                     asker.card_id = card.id
             return True
 
+    def keep(self, job_id: int, make_card: MakeCard) -> None:
+        """Write a run card of what a job had measured that did not come to its end.
+
+        For those who still wanted it; when it ended because nobody did, for all who had asked.
+        """
+        with self._session() as session:
+            askers = session.scalars(select(AskerRow).where(AskerRow.job_id == job_id)).all()
+            for asker in [one for one in askers if not one.withdrawn] or askers:
+                session.add(make_card(asker.learner, asker.prediction))
+
     def end(self, job_id: int, state: str, error: Mapping[str, Any] | None = None) -> bool:
         """Mark a running job failed or interrupted; False if it was cancelled before."""
         with self._session() as session:

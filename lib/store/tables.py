@@ -19,7 +19,7 @@ def now() -> datetime:
 
 
 class RunCard(Base):
-    """One run of a step: what ran, on what, and what was measured."""
+    """One run of a step: what ran, on what, and what was measured. ``deleted_at`` while it can be brought back."""
 
     __tablename__ = "run_cards"
     __table_args__ = (Index("ix_run_cards_learner_lab_step", "learner", "lab", "step", "finished_at"),)
@@ -36,6 +36,7 @@ class RunCard(Base):
     model_sha256: Mapped[str | None] = mapped_column(String(64))
     duration_s: Mapped[float] = mapped_column(Float)
     finished_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class Answer(Base):

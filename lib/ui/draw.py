@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from lib.charts import dressed
 from lib.course.draw import chief_facts, fact_rows, off_by, readable, sentence
 from lib.course.lab import Step
+from lib.course.result import Listing
 from lib.course.run import Run
 from lib.text import Words
 from lib.ui.shell import is_dark
@@ -23,7 +26,7 @@ def draw_run(run: Run, said: Words) -> None:
     if made is not None:
         title = said(f"charts.title_{run.step.id}")
         st.markdown(f"##### {title}")
-        st.plotly_chart(dressed(made, is_dark()), theme=None, alt=f"{title}. {said('table_below')}", config=_BARE)
+        st.plotly_chart(dressed(made, is_dark()), theme=None, alt=f"{title}. {said('table_below')}", config=BARE)
     short = chief_facts(run.result.facts, said)[:CHIEF_FACTS]
     with st.container(horizontal=True):
         for label, value in short:
@@ -33,6 +36,8 @@ def draw_run(run: Run, said: Words) -> None:
         st.table(dict(others), border="horizontal")
     if run.result.notes:
         st.info("\n\n".join(_no_formula(sentence(one, said)) for one in run.result.notes), icon=":material/info:")
+    if run.result.listings:
+        _listings(run.result.listings, said)
     if run.result.table is not None and len(run.result.table):
         with st.expander(said("the_table"), icon=":material/table:", expanded=made is None):
             draw_table(run.result.table, said)
@@ -56,6 +61,11 @@ def show_source(step: Step, said: Words) -> None:
         st.caption(said("same_code", command=f"python -m lib.cli run {step.key}"))
 
 
+def _listings(listings: Sequence[Listing], said: Words) -> None:
+    for tab, one in zip(st.tabs([said(f"listings.{one.name}") for one in listings]), listings, strict=True):
+        tab.code(one.text, language=one.language, wrap_lines=True)
+
+
 def _no_formula(text: str) -> str:
     """Dollar signs as such: a model's answer about prices is not a formula."""
     return text.replace("$", "\\$")
@@ -65,8 +75,9 @@ def _prediction(run: Run, said: Words) -> None:
     if run.prediction is None or run.step.predict is None:
         return
     name = run.step.predict.fact
-    found = run.result.facts[name]
-    assert isinstance(found, int | float)
+    found = run.result.facts.get(name)
+    if not isinstance(found, int | float):
+        return  # this run found nothing to compare it with
     with st.container(horizontal=True):
         st.metric(said("your_prediction"), said.value(name, run.prediction), border=True, width="content")
         st.metric(said.label(name), said.value(name, found), off_by(run.prediction, found, said),
@@ -83,4 +94,4 @@ def _card(run: Run, said: Words) -> None:
         st.table(pd.DataFrame(parameters, columns=[said("card.parameter"), said("card.value")]), hide_index=True)
 
 
-_BARE = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+BARE = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}

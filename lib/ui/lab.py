@@ -17,7 +17,7 @@ from lib.ui.draw import draw_run, show_source
 from lib.ui.model import show_progress
 from lib.ui.quiz import show_exercise, show_quiz, show_summary
 from lib.ui.shell import enter_by_the_front_door, errors_shown, header, jobs, language, show_error, workbench
-from lib.ui.widgets import ask
+from lib.ui.widgets import ask, is_long_text
 
 
 def show(lab: Lab) -> None:
@@ -93,9 +93,13 @@ def _draw_step(step: Step, said: Words) -> None:
     with st.container(border=True):
         before = job.parameters if job and job.active else last.parameters if last else {}
         values = {}
-        with st.container(horizontal=True):
-            for one in step.parameters:
-                values[one.name] = ask(one, f"{step.key}.{one.name}", _start(one, before, step), said)
+        for long in (True, False):
+            with st.container(horizontal=not long):
+                for one in (each for each in step.parameters if is_long_text(each) is long):
+                    key = f"{step.key}.{one.name}"
+                    if one.kind is bool:  # a permission is given for one run
+                        key += f".{last.card_id if last else ''}"
+                    values[one.name] = ask(one, key, _start(one, before, step), said)
         prediction = _ask_prediction(step, said)
         if st.button(
             said("run_again" if last else "run"),
@@ -108,12 +112,15 @@ def _draw_step(step: Step, said: Words) -> None:
                 jobs().submit(learner, step, values, prediction)
                 st.rerun()  # so that the button is disabled while the job is on its way
             else:
-                last = _run_at_once(step, values, prediction, said) or last
+                made = _run_at_once(step, values, prediction, said)
+                last = made or last
+                if made and any(one.kind is bool for one in step.parameters):
+                    st.rerun()  # so that a permission that was used is taken back before anybody ticks it again
     if job is not None and job.active:
         _watch(step, said)
     else:
         if job is not None and (last is None or (job.finished_at or last.finished_at) > last.finished_at):
-            _show_end(job, said)
+            _show_end(job, _left_something(job, last), said)
         if last is not None:
             draw_run(last, said)
         elif job is None:
@@ -122,7 +129,9 @@ def _draw_step(step: Step, said: Words) -> None:
 
 
 def _start(parameter: Parameter, before: Mapping[str, Any], step: Step) -> object:
-    """Where a widget starts: at what the learner ran last, if that is still allowed."""
+    """Where a widget starts: at what the learner ran last, if that is still allowed; a permission, never."""
+    if parameter.kind is bool:
+        return parameter.default
     value = before.get(parameter.name, parameter.default)
     try:
         return step.check({parameter.name: value})[parameter.name]
@@ -158,19 +167,25 @@ def _run_at_once(step: Step, values: Mapping[str, object], prediction: float | N
             return None
 
 
-def _show_end(job: Job, said: Words) -> None:
-    """How a run ended that left no run card, until the learner runs the step again or hides it."""
+def _left_something(job: Job, last: Run | None) -> bool:
+    """Whether the newest run card is what a job had measured before it was stopped: it was written meanwhile."""
+    return last is not None and job.started_at is not None and last.finished_at > job.started_at
+
+
+def _show_end(job: Job, kept: bool, said: Words) -> None:
+    """How a run ended that came to no result, until the learner runs the step again or hides it."""
     learner = workbench().learner
     if job.state == "cancelled":
-        st.info(said("cancelled"), icon=":material/pause_circle:")
+        if not kept:
+            st.info(said("cancelled"), icon=":material/pause_circle:")
         jobs().hide(job.id, learner)
         return
-    if job.state == "interrupted":
-        st.info(said("jobs.interrupted"), icon=":material/power_off:")
-    elif job.error is not None:
+    if job.error is not None:
         show_error(job.error, said)
-    else:
+    elif job.state != "interrupted":
         return
+    else:
+        st.info(said("jobs.interrupted_kept" if kept else "jobs.interrupted"), icon=":material/power_off:")
     with st.container(horizontal=True):
         if job.state == "interrupted" and st.button(
             said("run_again"), key=f"again.{job.id}", icon=":material/refresh:"

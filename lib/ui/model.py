@@ -64,6 +64,8 @@ def show_progress(progress: Progress, said: Words) -> None:
     elif progress.detail:
         text += f" · {progress.detail}"
     st.progress(progress.share, text)
+    for one in progress.parts:
+        st.progress(one.share, f"{one.name} · {said.size(one.done)} / {said.size(one.total)}")
 
 
 def _arrive() -> Generator[Progress, None, None]:

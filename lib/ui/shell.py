@@ -18,8 +18,8 @@ from lib.workbench import Workbench
 
 # A :material/…: icon here would be fetched from a font server, and this machine may have no network.
 ICON = Path(__file__).parent.parent.parent / "data" / "icon.png"
-LABS = ("choose", "quantize", "convert")
-PAGES = ("home", *LABS, "queue")
+LABS = ("choose", "quantize", "convert", "ollama", "foundry", "compare")
+PAGES = ("home", *LABS, "queue", "measurements")
 
 
 @st.cache_resource(show_spinner=False)

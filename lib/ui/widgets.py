@@ -12,8 +12,14 @@ from lib.ui.shell import workbench
 
 # Pixels: two stand beside each other on the bench, one on a phone.
 WIDTH = 250
-# A text that may be longer than a line of the bench gets a box of its own.
+# A text that may be longer than a line of the bench gets a box of its own; one as long as a file, a tall one.
 ONE_LINE = 200
+A_FILE = 4000
+
+
+def is_long_text(parameter: Parameter) -> bool:
+    """Whether a parameter's widget takes the whole width."""
+    return isinstance(parameter.rule, Text) and parameter.rule.max_length > ONE_LINE
 
 
 def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
@@ -31,7 +37,8 @@ def ask(parameter: Parameter, key: str, start: Any, said: Words) -> Any:
         names = list(workbench().models.source_names())
         return st.selectbox(label, names, names.index(start) if start in names else 0, key=key, width=WIDTH)
     if isinstance(rule, Text) and rule.max_length > ONE_LINE:
-        return st.text_area(label, start, max_chars=rule.max_length, key=key, height=110)
+        height = 220 if rule.max_length >= A_FILE else 110
+        return st.text_area(label, start, max_chars=rule.max_length, key=key, height=height)
     if isinstance(rule, Text):
         return st.text_input(label, start, max_chars=rule.max_length, key=key, width=WIDTH)
     return st.checkbox(label, start, key=key)

@@ -168,6 +168,8 @@ def test_an_unknown_step_is_named_with_the_known_ones_in_the_learners_language(b
         (["import", "/tmp"], "/tmp"),
         (["fetch", "gpt-9000"], "gpt-9000"),
         (["fetch", "../../etc/passwd"], "../../etc/passwd"),
+        (["export", "no-such-card"], "no-such-card"),
+        (["export", "--as", "pdf"], "pdf"),
     ],
 )
 def test_a_wrong_command_ends_in_status_2_and_names_what_was_meant(
@@ -255,3 +257,28 @@ def test_an_empty_variable_is_as_good_as_none(bancada: Command) -> None:
 @pytest.mark.parametrize("arguments", [("--lang", "pt", "run", "choose.hub"), ("run", "choose.hub", "--lang", "pt")])
 def test_the_language_may_stand_before_or_after_the_step(bancada: Command, arguments: tuple[str, ...]) -> None:
     assert "Modelos encontrados" in bancada(*arguments).stdout
+
+
+def test_run_cards_are_listed_and_exported_in_every_form(bancada: Command, tmp_path: Path) -> None:
+    assert bancada("cards").stdout.strip() == load_words("en")("cli.cards_none")
+    for tokens in ("512", "1024"):
+        assert bancada("run", "choose.estimate", "--context_tokens", tokens).returncode == 0
+    lines = bancada("cards", "--lab", "choose").stdout.splitlines()
+    assert len(lines) == 2 and all("choose.estimate" in line and "MiB" in line for line in lines)
+    newest = lines[0].split()[0]
+    assert len(json.loads(bancada("export").stdout)["cards"]) == 2
+    (card,) = json.loads(bancada("export", newest).stdout)["cards"]
+    assert card["id"].startswith(newest) and card["parameters"]["context_tokens"] == 1024
+    table = bancada("export", "--as", "csv").stdout.splitlines()
+    assert len(table) == 3 and "parameter.context_tokens" in table[0]
+    assert "Pesos" in bancada("--lang", "pt", "export", "--as", "html").stdout
+    path = tmp_path / "cards.html"
+    assert str(path) in bancada("export", "--as", "html", "--output", str(path)).stdout
+    assert path.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert json.loads(bancada("export", "--lab", "quantize").stdout)["cards"] == []
+
+
+def test_an_export_to_a_place_that_cannot_be_written_is_named(bancada: Command, tmp_path: Path) -> None:
+    done = bancada("export", "--output", str(tmp_path / "nowhere" / "cards.json"))
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr

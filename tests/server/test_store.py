@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from contextlib import closing
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from lib.errors import CannotWrite, DatabaseBusy, NotADatabase
-from lib.store import MIGRATIONS, RunCard, Store, sqlite
-from lib.store.tables import Base
+from lib.store import KEPT_DELETED, MIGRATIONS, RunCard, Store, sqlite
+from lib.store.tables import Base, now
 from tests.server.helpers import Start
 
 
@@ -234,3 +235,92 @@ def test_hostile_text_comes_back_as_it_was(url: str, text: str) -> None:
         assert store.steps_done(text, text) == {text}
         (answer,) = store.answers(text, text).values()
         assert (answer.given, answer.correct, answer.attempts) == (text, False, 1)
+
+
+def ids_of(store: Store, learner: str = "me") -> list[str]:
+    return [one.id for one in store.cards(learner)]
+
+
+def test_deleted_cards_are_seen_no_more_and_come_back_as_they_were(url: str) -> None:
+    with closing(Store(url)) as store:
+        kept, gone = store.add_card(card()), store.add_card(card(parameters={"a": [1]}, result='{"x": 1}', step="t"))
+        assert store.delete_cards("me", [gone, "unknown", gone]) == 1
+        assert ids_of(store) == store.card_ids("me") == [kept]
+        assert [one.id for one in store.cards_of("me", [gone, kept])] == [kept]
+        assert store.count_cards("me", "l") == 1
+        assert store.steps_done("me", "l") == {"s", "t"}, "who tidies up has still done the step"
+        assert store.delete_cards("me", [gone]) == 0
+    with closing(Store(url)) as store:
+        ((_, deleted),) = store.deletions("me")
+        assert deleted == [gone]
+        assert store.restore_cards("me", [gone, "unknown", kept]) == 1
+        assert set(ids_of(store)) == {kept, gone} and store.deletions("me") == []
+        (back,) = store.cards_of("me", [gone])
+        assert (back.parameters, back.result, back.deleted_at) == ({"a": [1]}, '{"x": 1}', None)
+
+
+def test_nobody_deletes_or_restores_the_cards_of_another(url: str) -> None:
+    with closing(Store(url)) as store:
+        mine, theirs = store.add_card(card("me")), store.add_card(card("somebody else"))
+        assert store.delete_cards("me", [theirs]) == 0
+        assert ids_of(store, "somebody else") == [theirs]
+        assert store.cards_of("me", [theirs]) == []
+        store.delete_cards("somebody else", [theirs])
+        assert store.restore_cards("me", [theirs]) == 0
+        assert store.deletions("me") == [] and ids_of(store, "somebody else") == [] and ids_of(store) == [mine]
+
+
+def test_what_was_deleted_together_comes_back_together_the_last_deletion_first(url: str) -> None:
+    with closing(Store(url)) as store:
+        ids = [store.add_card(card()) for _ in range(5)]
+        store.delete_cards("me", ids[:2])
+        store.delete_cards("me", ids[2:4])
+        (late, second), (early, first) = store.deletions("me")
+        assert set(second) == set(ids[2:4]) and set(first) == set(ids[:2]) and late > early
+        assert late.tzinfo is not None
+
+
+def test_what_was_deleted_long_ago_is_wiped_at_the_next_deletion_and_the_step_stays_done(url: str) -> None:
+    with closing(Store(url)) as store:
+        old, new = store.add_card(card(result='{"secret": 1}', step="old")), store.add_card(card())
+        store.delete_cards("me", [old])
+        with store._session() as session:
+            row = session.get_one(RunCard, old)
+            row.deleted_at = now() - KEPT_DELETED - timedelta(seconds=1)
+        assert store.deletions("me") == [] and store.restore_cards("me", [old]) == 0
+        store.delete_cards("me", [new])
+        with store._session() as session:
+            row = session.get_one(RunCard, old)
+            assert (row.result, row.parameters, row.machine, row.versions) == ("", {}, {}, {})
+        assert store.restore_cards("me", [old, new]) == 1 and ids_of(store) == [new]
+        assert store.steps_done("me", "l") == {"old", "s"}
+
+
+def test_more_cards_than_a_statement_takes_values_are_read_deleted_and_restored(url: str) -> None:
+    with closing(Store(url)) as store:
+        kept = [store.add_card(card()) for _ in range(3)]
+        many = [f"unknown {number}" for number in range(260_000)]  # SQLite may take 250,000
+        assert [one.id for one in store.cards_of("me", [*kept[:1], *many, *kept[1:]])] == kept
+        assert store.delete_cards("me", [*many, *kept]) == 3
+        assert store.restore_cards("me", [*many, *kept]) == 3
+
+
+def test_a_database_of_the_version_before_keeps_its_cards_and_can_delete_them(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        command.upgrade(alembic_over(connection), "0002")
+        columns = {one["name"] for one in sqlalchemy.inspect(connection).get_columns("run_cards")}
+        assert "deleted_at" not in columns
+        connection.execute(
+            sqlalchemy.text(
+                "INSERT INTO run_cards (id, learner, lab, step, parameters, result, versions, machine, duration_s,"
+                " finished_at) VALUES ('old', 'me', 'l', 's', '{\"a\": 1}', '{}', '{}', '{}', 1.5, '2026-01-02 03:04:05')"
+            )
+        )
+        connection.commit()
+    engine.dispose()
+    with closing(Store(f"sqlite:///{path}")) as store:
+        (found,) = store.cards("me")
+        assert (found.id, found.parameters, found.duration_s, found.deleted_at) == ("old", {"a": 1}, 1.5, None)
+        assert store.delete_cards("me", ["old"]) == 1 and ids_of(store) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from collections.abc import Iterator
@@ -82,3 +83,21 @@ def test_a_missing_word_is_an_error_and_never_its_own_key() -> None:
 
 def test_a_value_with_a_dollar_in_it_is_not_taken_for_a_place() -> None:
     assert "$HOME" in load_words("en")("errors.model-not-here.what", model="$HOME")
+
+
+@pytest.mark.parametrize("pattern", PAIRS[1:], ids=lambda path: path.parent.name)
+def test_what_the_library_is_at_is_said_in_every_lab(pattern: Path) -> None:
+    """A lab's own progress words are for what its own code is at, or say in another way what all labs can say."""
+    general = {name for name in read(PAIRS[0], "en") if name.startswith("progress.")}
+    own = {name for name in read(pattern, "en") if name.startswith("progress.")} - general
+    code = "".join(one.read_text(encoding="utf-8") for one in pattern.parent.glob("*.py"))
+    assert not [name for name in own if f'"{name.removeprefix("progress.")}"' not in code]
+
+
+def test_whatever_the_library_says_it_is_at_has_words() -> None:
+    said = load_words("en")
+    for source in (ROOT / "lib").rglob("*.py"):
+        for call in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).split(".")[-1] in ("Progress", "progress"):
+                whats = [one.value for one in call.args[2:3] if isinstance(one, ast.Constant)]
+                assert all(said.has(f"progress.{what}") for what in whats), (source, whats)

@@ -23,9 +23,9 @@ def work(
     workbench: Workbench,
     tag: Annotated[str, Text(40)] = "",
     seconds: Annotated[float, Range(0, 600)] = 0.0,
-    how: Annotated[str, Choice(("sleep", "hang", "fail", "defect", "litter"))] = "sleep",
+    how: Annotated[str, Choice(("sleep", "hang", "fail", "defect", "litter", "tell", "tell_and_fail"))] = "sleep",
 ) -> Iterator[Progress | Result]:
-    """Sleep, hang, fail, or leave a file and a process lying about while at it."""
+    """Sleep, hang, fail, tell what has been measured so far, or leave a file and a process lying about while at it."""
     workbench.settings.home.mkdir(parents=True, exist_ok=True)
     trace, litter = workbench.settings.home / "trace.txt", workbench.settings.home / f"{tag}.part"
     with trace.open("a") as file:
@@ -33,7 +33,9 @@ def work(
     yield Progress(0, seconds, "decode", how)
     if how == "hang":
         time.sleep(600)
-    if how == "fail":
+    if how.startswith("tell"):
+        yield Result({"slept_s": -1.0}).so_far()
+    if how.endswith("fail"):
         raise ModelTooLarge(model="drill", need="9,000 MiB", available="1 MiB", context_tokens=8192)
     if how == "defect":
         raise ZeroDivisionError("a drill")
