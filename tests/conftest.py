@@ -11,7 +11,7 @@ import pytest
 from lib.models.store import ModelStore
 from lib.workbench import Workbench
 
-pytest.register_assert_rewrite("tests.contract")
+pytest.register_assert_rewrite("tests.contract", "tests.lab_runs", "tests.ollama_lab")
 
 ROOT = Path(__file__).parent.parent
 IN_CI = os.environ.get("CI") == "true"

@@ -16,7 +16,7 @@ from tests.conftest import missing
 expect.set_options(timeout=60_000)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
@@ -27,7 +27,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_house(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Callable[..., House]]:
     """Starts an app of its own on a free port, its model already here."""
     started: list[House] = []
@@ -39,10 +39,11 @@ def start_house(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -
     yield start
     for house in started:
         house.close()
+    for house in started:
         assert "Traceback" not in house.log, house.log[-4000:]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def house(start_house: Callable[..., House]) -> House:
     return start_house()
 

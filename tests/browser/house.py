@@ -48,6 +48,7 @@ class House:
             self.process.wait(15)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
 
 
 def start_app(folder: Path, model: Path | None = None, **environment: str) -> House:
@@ -76,4 +77,5 @@ def start_app(folder: Path, model: Path | None = None, **environment: str) -> Ho
         except OSError:
             assert process.poll() is None, house.log
             time.sleep(0.05)
+    house.close()
     raise AssertionError(house.log)

@@ -282,6 +282,8 @@ def test_a_step_runs_by_keyboard_alone(house: House, open_page: Open) -> None:
         "choose?step=quiz",
         "quantize?step=quality",
         "convert",
+        "ollama?step=modelfile",
+        "foundry?step=sessions",
         "queue",
     ],
 )
@@ -299,6 +301,7 @@ def test_a_phone_needs_no_sideways_scrolling(house: House, open_page: Open, path
     [
         *("", "choose?step=estimate", "choose?step=exercise", "choose?step=quiz"),
         *("quantize?step=formats", "quantize?step=quality", "convert?step=genai", "queue"),
+        *("ollama?step=options", "ollama?step=modelfile", "foundry?step=structured"),
     ],
 )
 def test_no_serious_accessibility_violation(house: House, open_page: Open, path: str, dark: bool) -> None:

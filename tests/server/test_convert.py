@@ -38,6 +38,7 @@ from lib.errors import (
 from lib.gguf.header import read_header
 from lib.workbench import Workbench
 from tests.conftest import DEFAULT, STOCKED
+from tests.lab_runs import ran_and_watched
 from tests.server.helpers import end, is_alive, start_python, wait_until
 from tests.server.test_quantize import Events, finished
 from tests.server.tiny import write_tiny
@@ -45,7 +46,7 @@ from tests.unit.test_hugging_face_directory import Canary
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways to end a process")
 MIB = 1 << 20
-GONE_S = 10.0
+GONE_S = 60.0
 
 
 def opened(home: Path) -> Workbench:
@@ -92,19 +93,7 @@ def begun(fresh: Workbench, shared: Workbench) -> Workbench:
 
 def ran(workbench: Workbench, step: str, **given: object) -> Run:
     """A step's run, drawn as a terminal and a page draw it, in both languages."""
-    events: Events[Run] = execute(LAB.steps[step], workbench, given)
-    moved: list[Progress] = []
-
-    def watched() -> Events[Run]:
-        while True:
-            try:
-                moved.append(next(events))
-            except StopIteration as stop:
-                run: Run = stop.value
-                return run
-            yield moved[-1]
-
-    run = finished(watched())
+    run, moved = ran_and_watched(LAB, workbench, step, **given)
     for language in ("en", "pt"):
         said = LAB.words(language)
         assert to_text(run, said) and run.figure(said) is not None
@@ -216,11 +205,14 @@ def test_genai_builds_both_precisions_with_the_context_asked_for(shared: Workben
 
 
 def test_a_longer_context_costs_its_cache(begun: Workbench) -> None:
-    short = ran(begun, "genai", precisions=("int4",), context_tokens=512).result.facts["peak_bytes"]
-    long = ran(begun, "genai", precisions=("int4",), context_tokens=4096).result.facts["peak_bytes"]
-    assert isinstance(short, int) and isinstance(long, int)
+    def least_peak(context_tokens: int) -> int:
+        """Of three: what an allocator sets aside beyond the need adds to a peak, and takes nothing away."""
+        given: dict[str, object] = {"precisions": ("int4",), "context_tokens": context_tokens}
+        return min(int(str(ran(begun, "genai", **given).result.facts["peak_bytes"])) for _ in range(3))
+
+    more = least_peak(4096) - least_peak(512)
     cache = 46_080 * (4096 - 512)
-    assert 0.8 * cache < long - short < 1.3 * cache
+    assert 0.8 * cache < more < 1.3 * cache
 
 
 def test_every_stack_works_or_says_why(shared: Workbench) -> None:
@@ -517,8 +509,13 @@ def test_a_hostile_chat_template_is_stopped(shared: Workbench, tmp_path: Path, t
         shutil.copy(hf.path / name, tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     request = {"op": "reference", "folder": str(tmp_path), "text": "x", "prompts": PROMPTS, "most": 4, "out": "none"}
-    with pytest.raises(ModelDamaged) as raised:
-        finished(shared.toolchains.call("optimum", "hugging_face", request))
+    # As in an app that a script began in the background.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(ModelDamaged) as raised:
+            finished(shared.toolchains.call("optimum", "hugging_face", request))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "template" in str(raised.value.parameters["why"])
 
 

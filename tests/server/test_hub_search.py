@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from lib.course.result import Progress
 from lib.errors import Offline
 from lib.models.hub import HubModel, search_hub
+from tests.server.helpers import Loopback
 
 # The fields and nesting of https://huggingface.co/docs/hub/api, cut down to what is read.
 MODELS = {
@@ -38,7 +39,7 @@ MODELS = {
 }
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Loopback):
     """A Hub on loopback that remembers what it was asked."""
 
     status = 200

@@ -17,7 +17,7 @@ from tests.server.helpers import end, engine_children, is_alive, read_line, star
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways to end a process")
 
-GONE_S = 10.0
+GONE_S = 60.0
 ENDS = [signal.SIGKILL, signal.SIGINT, signal.SIGTERM]
 HOLDER = """
 import time
@@ -104,7 +104,12 @@ def visit(port: int) -> object:
 
     address = f"ws://127.0.0.1:{port}/_stcore/stream"
     socket_ = connect(
-        address, origin=f"http://127.0.0.1:{port}", subprotocols=["streamlit"], max_size=None, legacy=True
+        address,
+        origin=f"http://127.0.0.1:{port}",
+        subprotocols=["streamlit"],
+        max_size=None,
+        legacy=True,
+        open_timeout=60,
     )
     message = BackMsg()
     message.rerun_script.query_string = ""

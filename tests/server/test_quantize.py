@@ -11,7 +11,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,7 +48,7 @@ from tests.server.test_damaged_models import DAMAGES
 from tests.server.tiny import write_tiny
 
 MIB = 1 << 20
-GONE_S = 10.0
+GONE_S = 60.0
 MUTATIONS = 50
 EIGHT_CHUNKS = "a" * 5000
 T = TypeVar("T")
@@ -56,13 +56,14 @@ Events = Generator[Progress, None, T]
 
 
 def finished(events: Events[T]) -> T:
-    """What a generator gives back, whatever it takes."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
+    """What a generator gives back, whatever it takes; closed, as a failed test's traceback would hold it."""
+    with closing(events):
+        while True:
+            try:
+                next(events)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
 
 
 def opened(home: Path) -> Workbench:
