@@ -63,18 +63,21 @@ def test_an_engine_that_is_ready_says_what_it_is(made: Case) -> None:
 
 
 def test_a_reply_comes_piece_by_piece_with_its_usage(made: Case) -> None:
-    pieces = [
-        (reply.text, reply.duration_s)
-        for reply in stream_chat(
-            made.engine.client(made.model), made.model, says("Count from one to ten."), max_tokens=32, temperature=0
-        )
-    ]
-    texts = [text for text, _ in pieces]
-    assert len(texts) > 8
-    assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
-    # Not all at once at the end.
-    first, middle, last = (pieces[at][1] for at in (0, len(pieces) // 2, -1))
-    assert middle - first < 0.97 * (last - first)
+    def spread_out() -> bool:
+        """Whether an answer came in pieces, and not all of them at once at the end."""
+        pieces = [
+            (reply.text, reply.duration_s)
+            for reply in stream_chat(
+                made.engine.client(made.model), made.model, says("Count from one to ten."), max_tokens=32, temperature=0
+            )
+        ]
+        texts = [text for text, _ in pieces]
+        assert all(after.startswith(before) for before, after in itertools.pairwise(texts))
+        first, middle, last = (pieces[at][1] for at in (0, len(pieces) // 2, -1))
+        return len(texts) > 8 and middle - first < 0.97 * (last - first)
+
+    # One who reads while the machine is busy elsewhere finds them together; an engine that bunches always does.
+    assert any(spread_out() for _ in range(3))
     reply = ask(made, "Count from one to ten.", max_tokens=12)
     assert reply.completion_tokens == 12 and reply.finish == "length"
     assert reply.prompt_tokens and reply.prompt_tokens > 5
@@ -90,6 +93,8 @@ def test_an_answer_in_one_piece_is_the_same_as_the_streamed_one(made: Case) -> N
 
 
 def test_the_same_seed_gives_the_same_answer(made: Case) -> None:
+    # Afterwards the prompt is cached for all of them: computed anew it rounds differently, and a draw may fall.
+    ask(made, "Tell me a story.", max_tokens=1)
     one, same, other = (
         ask(made, "Tell me a story.", temperature=1.5, seed=seed, max_tokens=24).text for seed in (7, 7, 8)
     )
@@ -245,12 +250,16 @@ def test_a_server_that_dies_in_mid_answer_keeps_the_text_and_is_told(fresh: Case
     if fresh.process is None:
         pytest.skip("somebody else's server")
     drain(fresh)
+    process = psutil.Process(fresh.process())
     stream = stream_chat(
-        fresh.engine.client(fresh.model), fresh.model, says("Tell me a very long story."), max_tokens=1500
+        fresh.engine.client(fresh.model),
+        fresh.model,
+        says("Tell me a very long story."),
+        max_tokens=1500,
+        temperature=0,
     )
     reply = next(stream)
-    pid = fresh.process()
-    psutil.Process(pid).kill()
+    process.kill()
     with pytest.raises(EngineDied):
         list(stream)
     assert reply.text

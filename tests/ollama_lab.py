@@ -186,7 +186,7 @@ def test_a_copy_shares_the_weights_and_its_removal_frees_nothing(bench: Workbenc
     gone = ran(bench, "manage", action="remove", name=name, really=True)
     assert gone.facts["done"] is True and gone.facts["frees_bytes"] == 0
     assert name not in names_on(bench) and MODEL in names_on(bench)
-    *_, reply = ollama_models.chat(host_of(bench), MODEL, measured.says("Hello"), {"num_predict": 4})
+    *_, reply = ollama_models.chat(host_of(bench), MODEL, measured.says("Hello"), {"num_predict": 4, "temperature": 0})
     assert reply.text
 
 

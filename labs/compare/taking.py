@@ -15,6 +15,7 @@ from lib.bench.metrics import Metrics, measure
 from lib.course.result import Note, Progress, note, outcome, part_of
 from lib.engines.address import http_client
 from lib.engines.base import Engine
+from lib.engines.chat import translated
 from lib.engines.vllm import SUFFIX, VllmEngine, VllmOptions
 from lib.engines.wire import Exchange, record
 from lib.errors import BancadaError, EngineRefused
@@ -23,6 +24,7 @@ from lib.workbench import Workbench
 
 PARALLEL = (1, 4, 16)
 SHOWN_LINES = 12
+HEALTH_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def ensured(engine: Engine, model: str) -> Generator[Progress, None, bool]:
 
 
 def _health_ms(address: str) -> float:
-    with http_client(address, 5.0) as client:
+    with translated(HEALTH_S, address), http_client(address, HEALTH_S) as client:
         times = []
         for _ in range(5):
             started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -139,7 +140,7 @@ def agree(workbench: Workbench, reference: Reference, place: Place) -> Generator
     found = yield from compare(workbench, reference, place)
     figures = Agreement(found.max_abs_difference, found.top1_agreement_percent, found.agreeing, found.kld)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_suffix(".part")
+    part = kept.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({"key": key, **asdict(figures)}), encoding="utf-8")
     part.replace(kept)
     return figures

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
+import socket
+from contextlib import suppress
 from ipaddress import ip_address
 
 import httpx2
@@ -68,3 +71,16 @@ def http_client(url: str, timeout_s: float = 30.0) -> httpx2.Client:
     # Loopback must never go through a proxy of the environment.
     outside = not is_here(httpx2.URL(url).host)
     return httpx2.Client(trust_env=outside, timeout=timeout_s, limits=httpx2.Limits(max_connections=None))
+
+
+def free_port() -> int:
+    """A port on which nobody listens, for a server that cannot choose one itself and binds it seconds later.
+
+    It lies below those that Linux, macOS and Windows give to whoever asks for any, so that nobody gets it meanwhile
+    by chance. Raises OSError where none is left.
+    """
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port between 20,000 and 32,000 is free")

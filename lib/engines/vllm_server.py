@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import re
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from lib.engines.address import free_port
 from lib.engines.child_server import Ready, run
 from lib.scratch import scratch
 from lib.toolchains.child import environment_of
@@ -27,7 +27,7 @@ _WHY = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR \S+ \S+ \[[^\]]*\] )?(?:\w+\.
 def serve(options: dict[str, Any], ready: Ready) -> None:
     """Start vLLM, say when it answers, and follow it to its end; raises RuntimeError with vLLM's own reason."""
     home, python = Path(options["home"]), Path(options["python"])
-    port = _free_port()
+    port = free_port()
     command = [str(python), "-m", "vllm.entrypoints.launchers.api_server.entry", *options["arguments"]]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with scratch(home) as work:
@@ -81,13 +81,6 @@ def _is_well(address: str) -> bool:
     with suppress(httpx2.HTTPError), httpx2.Client(trust_env=False, timeout=1.0) as client:
         return client.get(f"{address}/health").status_code == 200
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -425,7 +425,7 @@ def _answers(manager: FoundryLocalManager, path: str) -> bool:
     import httpx2
 
     # Loopback must never go through a proxy of the environment.
-    with httpx2.Client(trust_env=False, timeout=5.0) as client:
+    with httpx2.Client(trust_env=False, timeout=30.0) as client:
         return client.get(f"{(manager.urls or [''])[0]}{path}").status_code == 200
 
 

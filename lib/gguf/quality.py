@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class _Kept:
     def keep(self, format: str, path: Path, quality: Quality) -> None:
         assert self.scored is not None
         self.found[format] = (_stamp(path), quality)
-        part = self._path.with_suffix(".json.part")
+        part = self._path.with_suffix(f".{os.getpid()}.part")
         try:
             part.write_bytes(TypeAdapter(_File).dump_json(_File(self._reference, self.scored, self.found)))
             part.replace(self._path)

@@ -35,9 +35,9 @@ from lib.toolchains.registry import Toolchain, installed_in, packages_of, python
 
 MANIFEST = "bancada.json"
 _FULL_BYTES = 8 << 20
-_NO_NETWORK = re.compile(
-    r"Retry\(total=0|Max retries exceeded|ConnectionError|ConnectTimeout|ReadTimeoutError|ProxyError"
-)
+_NO_NETWORK = re.compile(r"Max retries exceeded|ConnectionError|ConnectTimeout|ReadTimeoutError|ProxyError")
+# pip tries again five times; only when none is left, the network was what failed.
+_TRIES_AGAIN = re.compile(r"^.*Retry\(total=[1-9].*$", re.MULTILINE)
 _NETWORK_SAID = re.compile(
     r"\[Errno -?\d+\] [^'\")]+|[Tt]imed out|SSLError[^\n]{0,120}|Tunnel connection failed[^'\")]*"
 )
@@ -221,7 +221,7 @@ def _reason(toolchain: Toolchain, folder: Path, log: Path, step: str) -> Bancada
     if source is not None:
         package = next(group for group in source.groups() if group)
         return ToolchainNeedsCompiler(toolchain=toolchain.name, package=package, log=log)
-    if step == "pip" and _NO_NETWORK.search(text):
+    if step == "pip" and _NO_NETWORK.search(_TRIES_AGAIN.sub("", text)):
         said = _NETWORK_SAID.search(text)
         return ToolchainUnreachable(toolchain=toolchain.name, why=said[0] if said else _last_words(text))
     return ToolchainFailed(toolchain=toolchain.name, why=_last_words(text), log=log)

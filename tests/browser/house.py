@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+from lib.engines.address import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULT = "smollm2-135m-instruct"
@@ -56,9 +57,7 @@ def start_app(folder: Path, model: Path | None = None, **environment: str) -> Ho
     if model is not None:
         (folder / "models").mkdir()
         (folder / "models" / DEFAULT).symlink_to(model.parent, target_is_directory=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
     with (folder / "app.log").open("wb") as log:
         process = subprocess.Popen(

@@ -14,7 +14,7 @@ import httpx2
 
 from tests.server.helpers import end, read_line, start_python
 
-END_S = 5.0
+END_S = 60.0
 
 
 class OllamaFake:

@@ -19,14 +19,18 @@ from lib.course import notebook
 from lib.course.lab import Lab
 from lib.course.result import Result
 from lib.course.run import latest_run
+from lib.models.fit import verdict
 from lib.workbench import Workbench
 from tests.conftest import ROOT
+from tests.server.test_hub_search import Hub
 
 # For one cell or command: a long step may wait for another test's turn of the machine.
 PATIENCE_S = 1800
 # The client's own patience is made for a machine with nothing else to do.
 CLIENT = {"timeout": PATIENCE_S, "startup_timeout": 600, "iopub_timeout": 600}
 
+# How much memory is free changes from one moment to the next, and so does what fits into it.
+MOMENTARY = ("available_bytes", "fitting", "fits")
 SHOW = "from lib.course.run import latest_run"
 
 
@@ -84,13 +88,25 @@ def run(lab: Lab, book: nbformat.NotebookNode, language: str, home: Path) -> Non
     assert len(figures) >= len(lab.steps) - 1
 
 
-def test_page_notebook_and_terminal_give_the_same_results(stocked_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_page_notebook_and_terminal_give_the_same_results(
+    stocked_home: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same parameters, three roads, one result: facts and table, but for what is measured in seconds."""
-    environment = os.environ | {"BANCADA_HOME": str(stocked_home)}
     monkeypatch.setenv("BANCADA_HOME", str(stocked_home))
     # Nobody answers there, on a learner's machine neither.
     monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:9")
-    environment["OLLAMA_HOST"] = "http://127.0.0.1:9"
+    # The real Hub counts a download more between two questions.
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    environment = dict(os.environ)
     for key, parameters in {
         "choose.estimate": {"quantization": "Q4_1", "context_tokens": 4096},
         "choose.catalog": {"task": "chat", "context_tokens": 8192},
@@ -107,6 +123,14 @@ def test_page_notebook_and_terminal_give_the_same_results(stocked_home: Path, mo
         page = _page(key, parameters)
         for other in (from_notebook, page):
             assert _lasting(other) == _lasting(terminal), key
+        if key == "choose.hub":
+            assert terminal.facts["source"] == "hub" and len(hub.asked) >= 3
+        if key == "choose.catalog":
+            for one in (terminal, from_notebook, page):
+                assert one.table is not None
+                sizes, free = one.table["estimate_bytes"], one.facts["available_bytes"]
+                assert isinstance(free, int)
+                assert list(one.table["fits"]) == [verdict(size, free) for size in sizes]
 
 
 def test_the_same_question_gets_the_same_answer_everywhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +145,12 @@ def test_the_same_question_gets_the_same_answer_everywhere(home: Path, monkeypat
 
 
 def _lasting(result: Result) -> object:
-    """What does not change from one moment to the next: free memory does."""
-    facts = {name: value for name, value in result.facts.items() if name != "available_bytes"}
-    table = None if result.table is None else result.table.astype(object).where(result.table.notna(), None).to_dict()
+    """What does not change from one moment to the next."""
+    facts = {name: value for name, value in result.facts.items() if name not in MOMENTARY}
+    table = None
+    if result.table is not None:
+        lasting = result.table.drop(columns=[name for name in MOMENTARY if name in result.table])
+        table = lasting.astype(object).where(lasting.notna(), None).to_dict()
     return facts, json.loads(json.dumps(table)), result.notes
 
 

@@ -19,7 +19,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 # Generous: two shared cores may be busy with anything.
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 
 T = TypeVar("T")
 # Processes that are forked from a server with the imports done start in milliseconds.

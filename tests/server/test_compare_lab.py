@@ -83,9 +83,10 @@ def test_the_race_answers_four_questions_and_calls_no_winner_after_one_round(rac
     assert result.table is not None and not result.partial
     assert list(result.table["parallel"]) == [1, 4, 16] * 2
     assert not result.table["failures"].any() and not result.table["short"].any()
-    # Of a text that was cut in the middle of a word another tokenizer may make a token more or less.
+    # Of a text that was cut in the middle of a word another tokenizer may make a token more or less; eight of
+    # sixteen clients have the same prompt, so where one is cut so, all are.
     apart = (result.table["tokens"] - result.table["engine_tokens"]).abs()
-    assert (apart <= 3).all()
+    assert (apart <= [3, 8, 32] * 2).all()
     for question in rows.QUESTIONS:
         assert result.facts[f"{question}_engine"] in ("embedded", "onnx")
     assert "one_round" in keys(result) and not [one for one in keys(result) if one.startswith("tied_")]

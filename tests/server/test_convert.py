@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -205,12 +206,12 @@ def test_genai_builds_both_precisions_with_the_context_asked_for(shared: Workben
 
 
 def test_a_longer_context_costs_its_cache(begun: Workbench) -> None:
-    def least_peak(context_tokens: int) -> int:
-        """Of three: what an allocator sets aside beyond the need adds to a peak, and takes nothing away."""
+    def usual_peak(context_tokens: int) -> int:
+        """Of three: an allocator may set more aside than is needed, and the kernel take pages of the file away."""
         given: dict[str, object] = {"precisions": ("int4",), "context_tokens": context_tokens}
-        return min(int(str(ran(begun, "genai", **given).result.facts["peak_bytes"])) for _ in range(3))
+        return median(int(str(ran(begun, "genai", **given).result.facts["peak_bytes"])) for _ in range(3))
 
-    more = least_peak(4096) - least_peak(512)
+    more = usual_peak(4096) - usual_peak(512)
     cache = 46_080 * (4096 - 512)
     assert 0.8 * cache < more < 1.3 * cache
 

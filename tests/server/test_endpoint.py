@@ -165,10 +165,7 @@ def test_a_server_that_lists_its_models_is_ready_and_gets_the_key(serve: Serve) 
         (lambda connection, _: connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01"), EngineDied),
     ],
 )
-def test_what_is_not_an_engine_is_told_apart(
-    serve: Serve, answer: Answer, kind: type[BancadaError], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(endpoint, "LOOK_S", 1.0)
+def test_what_is_not_an_engine_is_told_apart(serve: Serve, answer: Answer, kind: type[BancadaError]) -> None:
     engine = EndpointEngine(serve(answer).address, KEY)
     with pytest.raises(kind) as caught:
         list(engine.ensure("m"))

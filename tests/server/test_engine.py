@@ -99,7 +99,9 @@ def test_a_model_that_is_ready_says_what_it_is(engine: EmbeddedEngine) -> None:
 def test_a_reply_streams_with_its_usage_and_the_time_to_its_first_token(engine: EmbeddedEngine) -> None:
     lengths = [
         len(reply.text)
-        for reply in stream_chat(engine.client(DEFAULT), DEFAULT, says("Count from one to ten."), max_tokens=32)
+        for reply in stream_chat(
+            engine.client(DEFAULT), DEFAULT, says("Count from one to ten."), max_tokens=32, temperature=0
+        )
     ]
     assert len(lengths) > 3
     assert lengths == sorted(lengths)
@@ -216,7 +218,8 @@ def test_requests_at_once_are_all_answered_and_none_mixes_its_text_with_anothers
         reply = ask(
             engine,
             f"Say {word}.",
-            max_tokens=200,
+            max_tokens=600,
+            temperature=0,
             response_format={"type": "json_schema", "json_schema": {"name": "words", "schema": schema}},
         )
         return json.loads(reply.text)

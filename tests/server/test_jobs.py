@@ -146,6 +146,8 @@ def ask(home: str, learner: str, prediction: float, wire: Connection) -> None:
     """Open everything, wait for the word, and ask for the same as all others."""
     labs.__path__.append(str(DRILLS / "labs"))
     bench = Workbench.open(home=Path(home), _env_file=None)
+    # Thirty who write at once, on a disk that may be busy.
+    bench.store = Store(bench.settings.store_url, busy_s=60)
     jobs, step = Jobs(bench), find_step("drill.work")
     assert jobs.active() == ()
     wire.send("open")
@@ -237,7 +239,7 @@ def test_learners_are_served_in_turn_and_each_ones_own_jobs_in_their_order(
     newest = jobs.newest("bia", drill)
     assert newest is not None and newest.before == 1
     jobs.start_watching()
-    wait_until("all have run", lambda: len(jobs.ended()) == len(fair), 120)
+    wait_until("all have run", lambda: len(jobs.ended()) == len(fair))
     assert starts(bench) == fair
 
 
@@ -306,12 +308,12 @@ def test_the_settings_reach_the_worker_whole(tmp_path: Path) -> None:
 
 def test_a_real_step_runs_as_a_job_and_keeps_its_card(bench: Workbench, jobs: Jobs) -> None:
     jobs.start_watching()
-    job = ended(jobs, jobs.submit("me", find_step("choose.machine"), {}), 120)
+    job = ended(jobs, jobs.submit("me", find_step("choose.machine"), {}))
     assert (job.state, job.error) == ("done", None)
     (card,) = bench.store.cards("me", "choose", "machine")
     assert card.duration_s > 0 and card.versions["bancada"] and card.machine
     assert bench.store.jobs.get(job.id).askers[0].card_id == card.id
-    assert list(bench.logs.glob("job-*.log")) == [] or len(list(bench.logs.glob("job-*.log"))) == 1  # the next child's
+    assert len(list(bench.logs.glob("job-*.log"))) <= 1  # the next child's
 
 
 def test_an_error_of_a_step_is_read_in_both_languages(bench: Workbench, jobs: Jobs, drill: Step) -> None:
@@ -399,7 +401,7 @@ def test_a_cancelled_measurement_leaves_no_engine(home: Path) -> None:
         # Other tests' apps may live below this process, and have engines.
         others = set(engine_children(os.getpid()))
         job = jobs.submit("me", find_step("choose.measure"), {"contexts": (512, 4096)})
-        (engine,) = wait_until("the engine runs", lambda: set(engine_children(os.getpid())) - others, 120)
+        (engine,) = wait_until("the engine runs", lambda: set(engine_children(os.getpid())) - others)
         jobs.cancel(job.id, "me")
         assert ended(jobs, job, RESOLVED_S).state == "cancelled"
         assert not is_alive(engine)

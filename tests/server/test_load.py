@@ -227,7 +227,11 @@ def test_the_first_error_also_ends_what_others_wait_for(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("how", [closed_loop(4, 40), open_loop(200.0, 4)], ids=["closed", "open"])
-def test_closing_a_load_stops_every_client_and_leaves_no_thread(serve: Serve, how: Load, begun: Begun) -> None:
+def test_closing_a_load_stops_every_client_and_leaves_no_thread(
+    serve: Serve, how: Load, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever can end is waited for.
+    monkeypatch.setattr(load, "STOP_S", 60.0)
     server, target = serve(Talk(100_000, 0.0, 0.02))
     made = begun(target, how, PROMPTS, 100_000)
     while next(made).done < 8:
@@ -240,7 +244,10 @@ def test_closing_a_load_stops_every_client_and_leaves_no_thread(serve: Serve, ho
     assert len(server.asked) == 4
 
 
-def test_a_load_that_is_closed_before_its_requests_are_due_sends_none(serve: Serve, begun: Begun) -> None:
+def test_a_load_that_is_closed_before_its_requests_are_due_sends_none(
+    serve: Serve, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "STOP_S", 60.0)
     server, target = serve(Talk())
     made = begun(target, Load(3, 3, (3600.0,) * 3), PROMPTS, 4)
     next(made)

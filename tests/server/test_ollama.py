@@ -50,6 +50,8 @@ def test_a_model_is_pulled_in_layers_and_a_second_time_at_once(default_model: Pa
 
 def test_a_pull_that_is_cancelled_goes_on_where_it_was(default_model: Path, tmp_path: Path) -> None:
     with OllamaFake(tmp_path / "ollama", default_model, CONTEXT) as empty:
+        # So slow that much is left to do when it is cancelled.
+        empty.fault("/api/pull", "slow", seconds=0.2)
         pulling = iter(OllamaEngine(empty.address).ensure(MODEL))
         reached = 0.0
         for one in pulling:
@@ -171,7 +173,7 @@ def test_a_native_answer_that_goes_wrong_is_told(
     with monkeypatch.context() as patience, pytest.raises(error):
         if kind == "silent":
             patience.setattr(ollama, "SILENT_S", 2.0)
-        list(native_chat(fake.address, MODEL, ASKED, {"num_predict": 8}))
+        list(native_chat(fake.address, MODEL, ASKED, {"num_predict": 8, "temperature": 0}))
     assert list(native_chat(fake.address, MODEL, ASKED, {"num_predict": 2}))
 
 

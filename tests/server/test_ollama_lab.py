@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from lib.workbench import Workbench
 from tests.fakes.ollama_fake import OllamaFake
 from tests.ollama_lab import *  # noqa: F403  the tests
 from tests.ollama_lab import LIBRARY, column, keys, opened, ran, row
-from tests.server.helpers import engine_children, wait_until
+from tests.server.helpers import clients, engine_children, wait_until
 from tests.server.test_quantize import finished
 
 CONTEXT = 2048
@@ -160,6 +159,8 @@ def test_a_model_is_fetched_in_layers_and_then_is_there(beginning: Workbench) ->
 
 def test_a_pull_that_was_cancelled_and_then_cut_goes_on_where_it_was(empty: OllamaFake, beginning: Workbench) -> None:
     before = own_engines(empty)
+    # So slow that much is left to do when it is cancelled.
+    empty.fault("/api/pull", "slow", seconds=0.2)
     with closing(perform(LAB.steps["pull"], beginning, {"name": MODEL})) as pulling:
         stopped = reached(pulling, "pull", 20e6)
     assert 20e6 < stopped.done < stopped.total
@@ -297,12 +298,12 @@ def test_requests_at_once_that_are_cancelled_leave_no_client(
 ) -> None:
     monkeypatch.setattr(measured, "CACHES", measured.CACHES[:1])
     before = own_engines(fake)
-    threads = set(threading.enumerate())
+    assert not clients()
     with closing(perform(LAB.steps["settings"], harmed, {"context_tokens": 2048})) as events:
         reached(events, "at_once")
-        assert set(threading.enumerate()) - threads
+        assert clients()
     assert own_engines(fake) == before
-    wait_until("the clients are gone", lambda: not asking(set(threading.enumerate()) - threads))
+    wait_until("the clients are gone", lambda: not clients())
     assert ran(harmed, "wire", max_tokens=8).facts["engine"] == "ollama"
 
 
@@ -342,8 +343,3 @@ def test_the_exercise_knows_the_largest_context(
         solved = "exercise_right_all" if right == CONTEXTS[-1] else "exercise_right"
         key = solved if answer == right else "exercise_larger_fits" if fits else "exercise_too_large"
         assert (verdict.correct, verdict.result.notes[0].key) == (answer == right, key), answer
-
-
-def asking(threads: set[threading.Thread]) -> list[threading.Thread]:
-    """Those that ask an engine."""
-    return [one for one in threads if "_ask" in one.name]

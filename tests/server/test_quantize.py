@@ -775,15 +775,17 @@ def parts(workbench: Workbench) -> list[Path]:
 
 
 def test_a_part_of_a_killed_process_goes_when_the_format_is_made(bench: Workbench, start: Start) -> None:
-    other = start(make_in_process, bench.settings.home, "larger", ("F16",))
+    # The second has to be computed: F16 is copied, and may be there before the process is killed.
+    other = start(make_in_process, bench.settings.home, "larger", ("F16", "Q2_K"))
     other.says()
     other.go()
+    wait_until("the first is made", lambda: other.says()[0] == "made")
     wait_until("the part is here", lambda: other.says()[0] == "quantize" and parts(bench))
     other.end()
     wait_until("no quantizer is left", lambda: not own_children(bench), GONE_S)
     assert parts(bench)
-    finished(make_format(bench, "larger", "F16"))
-    assert leftovers(bench) == {"larger/F16.gguf", "larger/F16.json"}
+    finished(make_format(bench, "larger", "Q2_K"))
+    assert leftovers(bench) == {f"larger/{name}.{end}" for name in ("F16", "Q2_K") for end in ("gguf", "json")}
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -805,15 +807,19 @@ def test_cancelled_it_ends_at_once_and_the_next_can_make_it(bench: Workbench, el
 
 
 def test_a_quantizer_that_is_killed_is_a_typed_error_and_leaves_nothing(bench: Workbench) -> None:
-    events = stopped_in_the_middle(bench)
-    for one in own_children(bench):
-        if any("quantizer.py" in part for part in one.cmdline()):
-            one.send_signal(signal.SIGKILL)
+    finished(make_format(bench, "larger", "F16"))
+    before = leftovers(bench)
+    # A format that it has to compute: F16 is copied, and may be done before it is killed.
+    events = stopped_in_the_middle(bench, "Q2_K")
+    victims = [one for one in own_children(bench) if any("quantizer.py" in part for part in one.cmdline())]
+    for one in victims:
+        one.send_signal(signal.SIGKILL)
+    assert victims
     with pytest.raises(ToolchainDied) as caught:
         finished(events)
     assert "SIGKILL" in str(caught.value.parameters["how"])
-    assert leftovers(bench) == set()
-    assert not finished(make_format(bench, "larger", "F16")).reused
+    assert leftovers(bench) == before
+    assert not finished(make_format(bench, "larger", "Q2_K")).reused
 
 
 def measure_in_process(home: Path, wire: Connection) -> None:

@@ -190,7 +190,7 @@ def test_an_engine_killed_in_its_turn_keeps_what_it_had_and_the_others_finish(
 
     dead, alive = followed.run([followed.contender(ready[id]) for id in ("embedded", "onnx")], plan, stop=kill)
     assert len(killed) == 1 and not is_alive(killed[0])
-    assert isinstance(dead.error, EngineDied) and alive.error is None
+    assert isinstance(dead.error, EngineDied | EngineAway) and alive.error is None
     # Its first turn is whole; of the second there is what had come to its end, and nothing that was cut off.
     assert [list(one.at) for one in dead.turns] == [[1, 3], [1]]
     assert dead.turns[1].at[1].failures == 0 and dead.failures() == dead.lost > 0

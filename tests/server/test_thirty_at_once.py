@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib.bench.parallel import at_once
+from lib.engines import chat
 from lib.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from lib.models.store import ModelStore
 from tests.conftest import DEFAULT
@@ -82,7 +83,11 @@ def known() -> dict[str, list[str]]:
     return {}
 
 
-def test_thirty_who_ask_at_once_are_all_answered_each_their_own(case: Case, known: dict[str, list[str]]) -> None:
+def test_thirty_who_ask_at_once_are_all_answered_each_their_own(
+    case: Case, known: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last of them waits for all the others.
+    monkeypatch.setattr(chat, "FIRST_TOKEN_S", 600.0)
     assert len(set(WORDS)) == CLIENTS
     prompts = [f"Write one sentence about the word {word}." for word in WORDS]
     if case.model not in known:
@@ -93,8 +98,10 @@ def test_thirty_who_ask_at_once_are_all_answered_each_their_own(case: Case, know
     assert [row.prompt for row in together] == prompts
     assert all(row.text and 0 < row.completion_tokens <= TOKENS for row in together)
     # Rounding may differ when prompts are computed together, but no answer is another question's.
+    # One that does not name its word proves nothing: a question of somebody else may be answered so as well.
+    telling = {text for text, word in zip(alone, WORDS, strict=True) if word in text.lower()}
     for row, own in zip(together, alone, strict=True):
-        assert row.text not in set(alone) - {own}, row.prompt
+        assert row.text not in telling - {own}, row.prompt
     # Of the answers that name what they were asked about, nearly all must still do so.
     named = [row for row, own, word in zip(together, alone, WORDS, strict=True) if word in own.lower()]
     assert len(named) > CLIENTS / 2, alone

@@ -335,7 +335,10 @@ def failure(toolchains: Toolchains) -> BancadaError:
     return caught.value
 
 
-def test_a_package_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_a_package_that_does_not_exist_is_named(
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, f"{server.address}/simple/")
     error = failure(made(tmp_path, tiny(tmp_path, "bancada-has-no-such-package==9.9")))
     assert type(error) is ToolchainFailed
     assert "bancada-has-no-such-package" in str(error.parameters["why"])

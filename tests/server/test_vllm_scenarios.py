@@ -21,7 +21,7 @@ from lib.vllm.old_names import OLD_NAMES
 from lib.vllm.scenarios import SCENARIOS, config_yaml, model_for
 from lib.vllm.trials import CARDS, Answer, Judged, Trial, judge, paired, trial_of, trials_of
 from lib.workbench import Workbench
-from tests.server.helpers import wait_until
+from tests.server.helpers import is_alive, wait_until
 from tests.server.test_quantize import finished
 
 pytestmark = pytest.mark.skipif(not TOOLCHAINS["vllm"].supported(), reason="vLLM has no packages for this system")
@@ -300,5 +300,5 @@ def test_one_that_is_cancelled_leaves_nothing(workbench: Workbench, pipe: Path) 
     before = {*workbench.logs.glob("*vllm_parse*")}
     with closing(judge(workbench, [said("--config", str(pipe))])) as events:
         process = until_it_hangs(events)
-    wait_until("the parser is gone", lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until("the parser is gone", lambda: not is_alive(process.pid))
     assert {*workbench.logs.glob("*vllm_parse*")} == before
