@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,7 +49,17 @@ from lib.toolchains import child as one_child
 from lib.toolchains.registry import TOOLCHAINS, Toolchain
 from lib.workbench import Workbench
 from tests.conftest import missing
-from tests.server.helpers import Behaviour, FileServer, Other, drain, is_alive, read_line, start_python, wait_until
+from tests.server.helpers import (
+    Behaviour,
+    FileServer,
+    Loopback,
+    Other,
+    drain,
+    is_alive,
+    read_line,
+    start_python,
+    wait_until,
+)
 from tests.server.helpers import end as end_process
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other ways to end a process")
@@ -343,6 +355,31 @@ def test_a_package_that_does_not_exist_is_named(
     assert type(error) is ToolchainFailed
     assert "bancada-has-no-such-package" in str(error.parameters["why"])
     assert "No matching distribution" in Path(str(error.parameters["log"])).read_text()
+
+
+def test_a_retry_that_helped_is_not_a_missing_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_again = threading.Event()
+    asked: list[str] = []
+
+    class Sleepy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if len(asked) == 1:
+                asked_again.wait(60)
+                return
+            asked_again.set()
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with Loopback(("127.0.0.1", 0), Sleepy) as index:
+        threading.Thread(target=index.serve_forever, daemon=True).start()
+        only(monkeypatch, f"http://127.0.0.1:{index.server_port}/simple/")
+        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "1")
+        error = failure(made(tmp_path, tiny(tmp_path, "bancada-has-no-such-package==9.9")))
+        index.shutdown()
+    assert type(error) is ToolchainFailed
+    assert "ReadTimeoutError" in Path(str(error.parameters["log"])).read_text()
 
 
 def test_without_a_network_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
