@@ -19,6 +19,7 @@ BancadaError
 │   ├── UnsupportedArchitecture
 │   └── DownloadFailed
 ├── EngineError           the process that runs a model
+│   ├── AnswerBrokenOff
 │   ├── EngineDidNotStart
 │   ├── EngineAway
 │   ├── EngineDied
@@ -183,6 +184,10 @@ class EngineAway(EngineError):
 
 class EngineDied(EngineError):
     """Parameters: how (signal or exit status)."""
+
+
+class AnswerBrokenOff(EngineError):
+    """A server ended an answer that repeated itself, without a last word. Parameters: piece."""
 
 
 class EngineRefused(EngineError):

@@ -26,7 +26,7 @@ from lib.course.draw import to_text
 from lib.course.result import Note, Result
 from lib.course.run import from_card, perform
 from lib.engines.wire import Exchange
-from lib.errors import BadParameter, UnknownModel
+from lib.errors import BadParameter, Offline, UnknownModel
 from lib.gguf.formats import FORMATS
 from lib.ollama import models as ollama_models
 from lib.text import LANGUAGES
@@ -133,7 +133,10 @@ def test_a_name_is_taken_apart_and_its_file_forecast(bench: Workbench) -> None:
 
 
 def test_a_second_pull_fetches_nothing(bench: Workbench) -> None:
-    found = ran(bench, "pull", name=MODEL)
+    try:
+        found = ran(bench, "pull", name=MODEL)
+    except Offline as error:
+        pytest.skip(f"Ollama has no network: {error}")
     assert keys(found) == ["all_here"]
     assert found.facts["fetched_bytes"] == 0 and found.facts["found_bytes"] == found.facts["size_bytes"]
     assert len(column(found, "layer")) == found.facts["layers"] >= 2
@@ -233,6 +236,8 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("by", ["llama.cpp", "ollama"])
 @pytest.mark.usefixtures("cleaned", "brief")
 def test_ones_own_file_answers_alike_in_both_engines(bench: Workbench, by: str) -> None:
+    if f"bancada-{DEFAULT}:q4_k_m" in names_on(bench):
+        pytest.skip("somebody has a model of this name, which the step would replace")
     found = ran(bench, "own_model", model=DEFAULT, format="Q4_K_M", quantized_by=by)
     assert column(found, "by") == ["embedded", "ollama"] and keys(found)[0] == "made_in_ollama"
     here, there = (str(one).split() for one in column(found, "answer"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -56,8 +56,14 @@ def advice_table(raced: pd.DataFrame, wishes: Wishes) -> pd.DataFrame:
 
 
 def level(raced: pd.DataFrame, learners: int) -> int:
-    """The smallest measured number of parallel clients that is not below ``learners``, else the largest."""
-    levels = sorted(set(measured(raced)["parallel"]))
+    """The smallest number of parallel clients that is not below ``learners``, else the largest.
+
+    Of those that everybody was measured with who is still in; a race that was stopped may have others.
+    """
+    known = measured(raced)
+    alive = set(known.loc[~known["died"].astype(bool), "engine"])
+    there = {clients: set(rows["engine"]) for clients, rows in known.groupby("parallel")}
+    levels = sorted(clients for clients, engines in there.items() if alive <= engines) or sorted(there)
     return int(next((one for one in levels if one >= learners), levels[-1]))
 
 
@@ -71,6 +77,17 @@ def best_of(table: pd.DataFrame) -> tuple[str, ...]:
     return (str(best["engine"]), *tied)
 
 
+def untold(table: pd.DataFrame) -> bool:
+    """Whether several keep every bound and one round is all there is, which tells nobody apart."""
+    fit = table[table["fits"]]
+    return len(fit) > 1 and int(fit["rounds"].min()) < 2
+
+
+def dead_in(raced: pd.DataFrame) -> frozenset[str]:
+    """Who died in a race."""
+    return frozenset(raced.loc[raced["died"].astype(bool), "engine"])
+
+
 def advice_facts(table: pd.DataFrame, wishes: Wishes, measured_at: int) -> Facts:
     """Whom the figures name and whom the table names."""
     best, material = best_of(table), MATERIAL[wishes.goal]
@@ -78,13 +95,13 @@ def advice_facts(table: pd.DataFrame, wishes: Wishes, measured_at: int) -> Facts
     return {
         "recommended": best or ("none",),
         "material_engine": material,
-        "agree": material in best if raced and best else None,
+        "agree": material in best if raced and best and not untold(table) else None,
         "measured_parallel": measured_at,
         "fitting": int(table["fits"].sum()),
     }
 
 
-def advice_notes(table: pd.DataFrame, wishes: Wishes, facts: Facts) -> tuple[Note, ...]:
+def advice_notes(table: pd.DataFrame, wishes: Wishes, facts: Facts, dead: Collection[str] = ()) -> tuple[Note, ...]:
     """Every disagreement between table and figures, and what no figure of this machine can decide."""
     material, best = MATERIAL[wishes.goal], best_of(table)
     notes = [note(f"material_{wishes.goal}")]
@@ -92,7 +109,7 @@ def advice_notes(table: pd.DataFrame, wishes: Wishes, facts: Facts) -> tuple[Not
     if not best:
         notes.append(note("none_fits"))
     if not len(here):
-        notes.append(note("material_not_raced", engine=(material,)))
+        notes.append(note("disagree_died" if material in dead else "material_not_raced", engine=(material,)))
     elif best and material not in best:
         own = here.iloc[0]
         first = table[table["engine"] == best[0]].iloc[0]
@@ -100,13 +117,15 @@ def advice_notes(table: pd.DataFrame, wishes: Wishes, facts: Facts) -> tuple[Not
             broken = [name for name in KEPT if own[name] is not None and not own[name]]
             notes += [note(f"disagree_{name}", engine=(material,)) for name in broken]
         else:
-            times = float(first["tokens_per_s"] / own["tokens_per_s"])
-            notes.append(note("disagree_slower", engine=(material,), best=best[:1], times=times))
-    elif best:
+            percent = 100 * (float(first["tokens_per_s"] / own["tokens_per_s"]) - 1)
+            notes.append(note("disagree_slower", engine=(material,), best=best[:1], percent=percent))
+    elif best and not untold(table):
         notes.append(note("agree", engine=(material,)))
     if unknown := tuple(table.loc[table["in_memory"].isna(), "engine"]):
         notes.append(note("memory_unknown", engines=unknown))
-    if len(best) > 1:
+    if untold(table):
+        notes.append(note("one_round"))
+    elif len(best) > 1:
         notes.append(note("advice_tied", engines=best))
     if facts["measured_parallel"] != wishes.learners:
         notes.append(note("other_level", asked=wishes.learners, measured=facts["measured_parallel"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -50,6 +51,12 @@ def questions(result: Result, words: Words, prediction: float | None = None) -> 
     _bars(made, (1, 2), together, "tokens_per_s", 1, words, words("units.tokens_per_s"))
     _bars(made, (2, 1), together, "memory_bytes", 1 / MIB, words, "MiB")
     _bars(made, (2, 2), alone, "ttft_p50_s", 1000, words, "ms")
+    # One order of engines for all four: who has no figure to a question keeps an empty line, else the names, which
+    # stand on the left only, would be beside somebody else's bars.
+    names = [words.choice(one, "engine") for one in dict.fromkeys(table["engine"])]
+    made.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5], type="category")
+    made.update_yaxes(showticklabels=True, col=1)
+    made.update_yaxes(showticklabels=False, col=2)
     if prediction is not None:
         made.add_vline(prediction, row=1, col=1, line={"dash": "dash", "width": 2, "color": GREY})
         # The bars' own range ends short of a guess that was far too high.
@@ -113,7 +120,6 @@ def _bars(
         cliponaxis=False,
     )
     made.update_xaxes(title={"text": unit}, row=place[0], col=place[1], range=[0, 1.3 * max(high)])
-    made.update_yaxes(autorange="reversed", showticklabels=place[1] == 1, row=place[0], col=place[1])
 
 
 def roofline(result: Result, words: Words, prediction: float | None = None) -> go.Figure:
@@ -121,8 +127,9 @@ def roofline(result: Result, words: Words, prediction: float | None = None) -> g
     table = _table(result)
     sizes, speeds = _floats(result.more["sizes"]), _floats(result.more["bandwidths"])
     made = figure(x=words("charts.mib_a_token"), y=words("charts.tokens_per_s"), height=460)
-    ends = [20 * MIB, 1024 * MIB]
-    for size, speed, dash in zip(sizes, speeds, ("dot", "solid"), strict=False):
+    most = max(1024 * MIB, *(1.2 * float(one) for one in table["token_bytes"]))
+    ends = [20 * MIB, most]
+    for size, speed, dash in zip(sizes, speeds, cycle(("solid", "dot", "dash", "dashdot")), strict=False):
         made.add_scatter(
             x=[one / MIB for one in ends],
             y=[speed / one for one in ends],
@@ -142,7 +149,7 @@ def roofline(result: Result, words: Words, prediction: float | None = None) -> g
             textposition="bottom center",
             name=words.choice(row["engine"], "engine"),
         )
-    made.update_xaxes(type="log", tickvals=log_ticks(20, 1024))
+    made.update_xaxes(type="log", tickvals=log_ticks(20, most / MIB))
     made.update_yaxes(type="log")
     if prediction is not None and len(table):
         best = table.loc[table["reached_percent"].idxmax()]

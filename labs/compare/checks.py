@@ -43,6 +43,8 @@ def who_wins(
     said = {"learners": learners, "memory_mib": memory_mib, "best": best, "answer": (answer_engine,)}
     if not best:
         return _verdict(answer_engine == NONE, "exercise_none_fits", **said)
+    if advice.untold(table):
+        return _verdict(False, "exercise_one_round", **said)
     if answer_engine in best:
         return _verdict(True, "exercise_tied" if len(best) > 1 else "exercise_right", **said)
     if answer_engine == NONE:

@@ -12,7 +12,7 @@ from lib.bench.noise import Spread, chance_of_apart
 from lib.bench.race import Entry
 from lib.bench.saturation import Saturation
 from lib.course.result import Facts, Listing, Note, Result, note
-from lib.models.bandwidth import Bandwidth, bandwidth_at
+from lib.models.bandwidth import Bandwidth, bandwidth_at, bandwidth_point
 from lib.vllm.batching import CACHE, RUNNING, TOKENS, WAITING
 
 # The four questions of the race: which metric answers them, and whether more of it is better.
@@ -120,17 +120,25 @@ def _race_row(entry: Entry, clients: int) -> dict[str, object]:
     }
 
 
-def winners(table: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Who answers each question best: the first by its median, then all whom its noise does not tell apart from it."""
+def winners(table: pd.DataFrame, entries: Sequence[Entry]) -> dict[str, tuple[str, ...]]:
+    """Who answers each question best: the first by its median, then all whom its noise does not tell apart from it.
+
+    Nobody does before all who are still in have been measured at it.
+    """
     found: dict[str, tuple[str, ...]] = {}
     table = measured(table)
+    rivals = {one.contender.id for one in entries if one.error is None}
+    there = {clients: set(rows["engine"]) for clients, rows in table.groupby("parallel")}
     # Who left requests without an answer, or died, was not quick but gone.
     table = table[(table["failures"] == 0) & ~table["died"].astype(bool)]
     if not len(table):
         return found
     few, many = table["parallel"].min(), table["parallel"].max()
     for question, (metric, more) in QUESTIONS.items():
-        at = table[table["parallel"] == (many if question in ("together", "memory") else few)]
+        clients = many if question in ("together", "memory") else few
+        if not rivals <= there[clients]:
+            continue
+        at = table[table["parallel"] == clients]
         at = at.dropna(subset=[metric]).sort_values(metric, ascending=not more)
         if len(at):
             best = at.iloc[0]
@@ -156,7 +164,7 @@ def told_apart(one: pd.Series, other: pd.Series, metric: str) -> bool:
 
 def race_facts(table: pd.DataFrame, entries: Sequence[Entry]) -> Facts:
     """The answers to the four questions, with their figures."""
-    first = winners(table)
+    first = winners(table, entries)
     facts: dict[str, object] = {}
     for question, names in first.items():
         metric = QUESTIONS[question][0]
@@ -181,11 +189,14 @@ def race_notes(table: pd.DataFrame, entries: Sequence[Entry]) -> tuple[Note, ...
     notes = [out(one.contender.id, one.error) for one in entries if one.error is not None]
     notes += [
         note(f"tied_{question}", engines=names[:1], others=names[1:])
-        for question, names in winners(table).items()
+        for question, names in winners(table, entries).items()
         if len(names) > 1 and rounds > 1
     ]
     if rounds > 1:
-        notes.append(note("noise", rounds=rounds, percent=100 * chance_of_apart(rounds)))
+        percent = 100 * chance_of_apart(rounds)
+        notes.append(
+            note("noise", rounds=rounds, percent=percent) if percent >= 0.1 else note("noise_seldom", rounds=rounds)
+        )
     else:
         notes.append(note("one_round"))
     if len(table) and table["short"].sum():
@@ -238,10 +249,12 @@ def roofline_result(entries: Sequence[Entry], points: Sequence[Bandwidth], notes
         "memory_bytes_per_s": points[-1].median_bytes_per_s,
         "most_moved_bytes_per_s": float(table["moved_bytes_per_s"].max()) if len(table) else None,
     }
-    ends = (points[len(points) // 3], points[-1])
+    # The ceilings that the shares are of, no others.
+    drawn = dict.fromkeys(bandwidth_point(list(points), read) for read in sorted(table["token_bytes"]))
+    drawn = drawn or dict.fromkeys(points[-1:])
     more = {
-        "sizes": tuple(str(one.size_bytes) for one in ends),
-        "bandwidths": tuple(str(one.median_bytes_per_s) for one in ends),
+        "sizes": tuple(str(one.size_bytes) for one in drawn),
+        "bandwidths": tuple(str(one.median_bytes_per_s) for one in drawn),
     }
     lost = tuple(out(one.contender.id, one.error) for one in entries if one.error is not None)
     unknown = tuple(one.contender.id for one in entries if one.contender.token_bytes is None)
@@ -317,16 +330,17 @@ def saturation_table(found: Saturation) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def saturated(found: Saturation, ttft_bound_s: float, think_s: int) -> Result:
-    """What is known so far of arrivals, and how many learners that is."""
+def saturated(found: Saturation, ttft_bound_s: float, think_s: int, slots: int) -> Result:
+    """What is known so far of arrivals at an engine that answers ``slots`` at a time, and how many learners that is."""
     table, rate = saturation_table(found), found.bearable_per_s(ttft_bound_s)
     facts: Facts = {
         "learners": int(rate * think_s),
         "bearable_per_s": rate,
         "capacity_per_s": found.capacity_per_s,
+        "slots": slots,
         "failures": int(table["failures"].sum()),
     }
-    notes = [note("learners", rate=rate, seconds=think_s)]
+    notes = [note("learners", seconds=think_s)]
     if not rate:
         notes.append(note("never_in_time"))
     elif rate >= max(table["offered_per_s"]):

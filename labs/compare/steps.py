@@ -150,7 +150,7 @@ def saturation(
     engine: Annotated[str, Choice(CONTENDERS)] = "embedded",
     slots: Annotated[int, Choice((1, 4, 16, 30))] = 4,
     max_tokens: Annotated[int, Choice((16, 32, 48, 96))] = 32,
-    requests: Annotated[int, Range(10, 200, 5)] = 25,
+    requests: Annotated[int, Range(8, 240, 8)] = 32,
     ttft_bound_s: Annotated[float, Range(0.1, 30, 0.1)] = 2.0,
     think_s: Annotated[int, Range(1, 600, 1)] = THINK_S,
     seed: Annotated[int, Range(0, 1000, 1)] = 0,
@@ -164,10 +164,11 @@ def saturation(
         yield from part_of(outcome(taking.ensured(running, one.model)), 1, 4)
         target = Target(running, one.model, one.options, name=one.id)
         yield from run_load(target, closed_loop(1), [QUESTION], 8)
+        at_a_time = one.slots or slots
         work = saturate(
-            target, one.slots or slots, PROMPTS.splitlines(), max_tokens, requests, Bounds(ttft_bound_s), count, seed
+            target, at_a_time, PROMPTS.splitlines(), max_tokens, requests, Bounds(ttft_bound_s), count, seed
         )
-        yield from growing(work, lambda found: rows.saturated(found, ttft_bound_s, think_s), 0.5)
+        yield from growing(work, lambda found: rows.saturated(found, ttft_bound_s, think_s, at_a_time), 0.5)
     finally:
         running.release(one.model)
 
@@ -201,9 +202,10 @@ def recommend(
     wishes = advice.Wishes(goal, learners, memory_mib * advice.MIB, ttft_bound_s)
     table = advice.advice_table(run.result.table, wishes)
     facts = advice.advice_facts(table, wishes, advice.level(run.result.table, learners))
+    dead = advice.dead_in(run.result.table)
     more = {"memory_bytes": str(wishes.memory_bytes)}
     partial = (note("from_partial"),) if run.result.partial else ()
-    return Result(facts, table, (*partial, *advice.advice_notes(table, wishes, facts)), more)
+    return Result(facts, table, (*partial, *advice.advice_notes(table, wishes, facts, dead)), more)
 
 
 @LAB.step(chart=charts.taken)

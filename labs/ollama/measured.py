@@ -20,10 +20,10 @@ import pandas as pd
 from labs.ollama.served import Served, no_server, ollama, until
 from lib.course.result import Listing, Note, Progress, note, outcome, part_of
 from lib.engines.address import shown
-from lib.engines.chat import stream_chat
+from lib.engines.chat import broken_off, stream_chat
 from lib.engines.embedded import CacheType, EmbeddedEngine
 from lib.engines.snippets import KEY, ChatRequest, curl, javascript, python
-from lib.engines.wire import Exchange, record
+from lib.engines.wire import Exchange, piece_of, record
 from lib.errors import (
     BadParameter,
     BancadaError,
@@ -53,6 +53,7 @@ CACHES: tuple[tuple[CacheType, bool], ...] = (
     ("q8_0", False),
 )
 SHORT_TOKENS = 512
+EMBEDDERS = "all-minilm, nomic-embed-text, embeddinggemma …"
 UNLOAD_S = 20.0
 USUAL = "5m"
 PROGRAM_S = 120.0
@@ -146,7 +147,8 @@ def _refuse_errors(exchange: Exchange) -> None:
     # Each API has a last word of its own: Ollama's, llama.cpp's, OpenAI's.
     last = exchange.lines[-1].text if exchange.lines else ""
     if not any(one.get("done") or one.get("stop") for one in objects) and "[DONE]" not in last:
-        raise EngineDied(how=f"the answer of {exchange.route} ended without a last word")
+        how = f"the answer of {exchange.route} ended without a last word"
+        raise broken_off("".join(piece_of(one) for one in objects)) or EngineDied(how=how)
 
 
 def _headers(served: Served) -> dict[str, str]:
@@ -171,7 +173,7 @@ def embeddings(workbench: Workbench, name: str, texts: Sequence[str]) -> Generat
     try:
         served = yield from ollama(workbench, name)
         started = time.perf_counter()
-        vectors = ollama_models.embed(host, served.model, texts)
+        vectors = _embedded(host, served.model, texts)
         return Embeddings(vectors, "ollama", time.perf_counter() - started, served.notes)
     except EngineAway as error:
         notes = (no_server(error), note("embeds_in_its_stead", model=workbench.settings.default_model))
@@ -185,6 +187,17 @@ def embeddings(workbench: Workbench, name: str, texts: Sequence[str]) -> Generat
         return Embeddings(vectors, "embedded", time.perf_counter() - started, notes)
     finally:
         engine.release()
+
+
+def _embedded(host: str, model: str, texts: Sequence[str]) -> list[list[float]]:
+    """A vector for each text; raises BadParameter for a model that the server does not let embed."""
+    try:
+        return ollama_models.embed(host, model, texts)
+    except EngineRefused as error:
+        can = ollama_models.details(host, model).capabilities
+        if not can or "embedding" in can:
+            raise
+        raise BadParameter(name="name", value=model, allowed=EMBEDDERS) from error
 
 
 def tries(

@@ -17,7 +17,8 @@ from labs.ollama.served import until
 from labs.ollama.taking import Plan
 from lib.bench.parallel import Row, total_tokens_per_s
 from lib.course.result import Facts, Listing, Note, note
-from lib.engines.wire import Exchange
+from lib.engines.wire import Exchange, piece_of
+from lib.errors import EngineRefused
 from lib.gguf.formats import FORMATS
 from lib.gguf.header import read_header
 from lib.models.catalog import Model
@@ -146,7 +147,11 @@ def names_and_weights(host: str) -> pd.DataFrame:
     rows = []
     for one in api.installed(host):
         # The Modelfile that the server writes names the weights' blob by its digest.
-        found = re.search(r"sha256[-:]([0-9a-f]{64})", api.details(host, one.name).modelfile)
+        try:
+            text = api.details(host, one.name).modelfile
+        except EngineRefused:  # a model that runs in the cloud is described there, to those who are signed in
+            text = ""
+        found = re.search(r"sha256[-:]([0-9a-f]{64})", text)
         rows.append((one.name, one.size_bytes, found[1] if found else one.digest, one.name in loaded))
     return pd.DataFrame(rows, columns=["name", "size_bytes", "weights", "loaded"])
 
@@ -224,7 +229,7 @@ def wire_table(exchanges: Sequence[Exchange]) -> pd.DataFrame:
 
 def _wire_row(one: Exchange) -> dict[str, Any]:
     objects = one.objects
-    text = "".join(_piece(part) for part in objects)
+    text = "".join(piece_of(part) for part in objects)
     tokens, seconds = _counts(objects)
     size = len(text.encode())
     return {
@@ -238,15 +243,6 @@ def _wire_row(one: Exchange) -> dict[str, Any]:
         "first_line_s": one.lines[0].at_s if one.lines else None,
         "tokens_per_s": tokens / seconds if seconds and tokens > 1 else None,
     }
-
-
-def _piece(part: dict[str, Any]) -> str:
-    """The text in one line of an answer, whichever API it belongs to."""
-    if "message" in part:
-        return str(part["message"].get("content") or "")
-    if part.get("choices"):
-        return str(part["choices"][0].get("delta", {}).get("content") or "")
-    return str(part.get("response") or part.get("content") or "")
 
 
 def _counts(objects: Sequence[dict[str, Any]]) -> tuple[int, float]:

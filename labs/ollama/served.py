@@ -10,7 +10,8 @@ from typing import Any
 
 from lib.course.result import Note, Progress, note
 from lib.engines.base import Engine
-from lib.errors import EngineAway, UnknownModel
+from lib.engines.ollama import known_as
+from lib.errors import BadParameter, EngineAway, UnknownModel
 from lib.ollama import models as ollama_models
 from lib.ollama.names import take_apart
 from lib.workbench import Workbench
@@ -21,6 +22,8 @@ INSTALL = {
     "Windows": "winget install Ollama.Ollama",
 }
 # The lab's own small ones; anything else is fetched by nobody but whoever runs the step for it.
+# Names of models that run on Ollama's own machines.
+IN_THE_CLOUD = (":cloud", "-cloud")
 FETCHED = ("smollm2:135m", "all-minilm:latest")
 # By then a model that stays for ever would be gone, as Ollama writes it.
 FOR_EVER_YEAR = 2100
@@ -71,6 +74,11 @@ def ollama(workbench: Workbench, name: str) -> Generator[Progress, None, Served]
     """
     host, full = workbench.settings.ollama_host, take_apart(name).short
     there = {one.name for one in ollama_models.installed(host)}
+    full = known_as(full, there)
+    if full.endswith(IN_THE_CLOUD):
+        # It would be asked over the network, with the learner's account, and nothing of it can be measured here.
+        local = sorted(one for one in there if not one.endswith(IN_THE_CLOUD))
+        raise BadParameter(name="name", value=full, allowed=", ".join(local) or FETCHED[0])
     if full not in {*there, *FETCHED}:
         raise UnknownModel(model=full, known=", ".join(sorted(there)))
     notes = fake(workbench)

@@ -265,7 +265,7 @@ def context(
     facts: Facts = {
         "counted_tokens": int(last["counted_tokens"]),
         "sent_tokens": int(last["sent_tokens"]),
-        "lost_tokens": int(last["sent_tokens"] - last["counted_tokens"]),
+        "lost_tokens": 0 if last["refused"] else int(last["sent_tokens"] - last["counted_tokens"]),
         "refused": int(found.table["refused"].sum()),
         "engine": found.engine,
     }

@@ -14,7 +14,7 @@ from lib.bench.speed import measure_speed
 from lib.course.result import Facts, Note, Progress, note, part_of
 from lib.engines.base import Engine
 from lib.engines.chat import stream_chat
-from lib.engines.ollama import QUANTIZATIONS, create_from_gguf
+from lib.engines.ollama import QUANTIZATIONS, create_from_gguf, known_as
 from lib.errors import BadParameter, EngineAway, UnknownModel
 from lib.gguf.made import ensure_format
 from lib.ollama import models as ollama_models
@@ -81,6 +81,7 @@ def plan(names: pd.DataFrame, action: str, name: str, new_name: str) -> Plan:
     full = take_apart(name).short
     new = take_apart(new_name).short if action == "copy" else ""
     rows = names.set_index("name")
+    full = known_as(full, rows.index)
     if full not in rows.index:
         raise UnknownModel(model=full, known=", ".join(rows.index))
     if action == "copy":

@@ -13,6 +13,7 @@ from labs.ollama.served import fake, no_server
 from lib.course.result import Note, Progress, note
 from lib.engines.address import is_here, ollama_url
 from lib.engines.chat import stream_chat
+from lib.engines.ollama import known_as
 from lib.errors import EngineAway
 from lib.gguf.header import read_header
 from lib.models.hardware import available_memory_bytes
@@ -106,7 +107,7 @@ def repairs(failed: list[Check]) -> tuple[Note, ...]:
 
 def _is_there(patient: _Patient) -> Iterator[Check]:
     names = list(patient.installed)
-    there = patient.name in names
+    there = known_as(patient.name, names) in names
     library = meant(take_apart(patient.name)) if patient.here else ""
     close = difflib.get_close_matches(patient.name, names, 1, 0.5)
     other = library or (close[0] if close else "")

@@ -123,6 +123,8 @@ def _ollama(workbench: Workbench, model: str, slots: int) -> Making:
         raise UnknownModel(model=model, known="–")
     engine = OllamaEngine(workbench.settings.ollama_host)
     yield from engine.ensure(name)
+    # Here it only has to be there: loaded, it would share the memory with whoever has the first turn.
+    engine.release(name)
     return Contender("ollama", name, name, lambda: engine)
 
 

@@ -52,12 +52,18 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def as_tables_csv(runs: Sequence[Run]) -> str:
-    """The tables of the results, one below the other: ``card``, ``lab``, ``step``, then the tables' own columns."""
+    """The tables of the results, one below the other: ``card``, ``lab``, ``step``, then the tables' own columns.
+
+    A table's column that is called like one of those three is ``table.NAME``.
+    """
     rows: list[Mapping[str, Any]] = []
     for run in runs:
         if run.result.table is not None:
             about = {"card": run.card_id, "lab": run.step.lab.id, "step": run.step.id}
-            rows += [about | row for row in _raw_rows(run)]
+            rows += [
+                about | {f"table.{name}" if name in about else name: value for name, value in row.items()}
+                for row in _raw_rows(run)
+            ]
     return _csv(rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 

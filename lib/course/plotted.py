@@ -23,6 +23,7 @@ MINUTE_MS, DAY_MS = 60_000, 86_400_000
 _UNITS = {
     "_bytes_per_s": ("GB/s", 1e9),
     "tokens_per_s": ("units.tokens_per_s", 1),
+    "_per_s": ("/s", 1),
     "_s": ("s", 1),
     "_percent": ("%", 1),
 }
@@ -179,7 +180,8 @@ def _unit(axis: str, values: pd.Series, said: Words) -> tuple[str, float]:
 
 
 def _title(axis: str, unit: str, said: Words) -> str:
-    return f"{name_of(axis, said)} ({unit})" if unit else name_of(axis, said)
+    name = name_of(axis, said)
+    return f"{name} ({unit})" if unit and not name.endswith(f"({unit})") else name
 
 
 def _scaled(values: pd.Series, scale: float) -> pd.Series:

@@ -135,7 +135,8 @@ def only_ours() -> Iterator[None]:
 
 def from_card(step: Step, card: RunCard, words: Words) -> Run:
     """The run that a card remembers."""
-    finished = card.finished_at if card.finished_at.tzinfo else card.finished_at.replace(tzinfo=UTC)
+    # SQLite gives back no time zone, PostgreSQL that of its session.
+    finished = card.finished_at.astimezone(UTC) if card.finished_at.tzinfo else card.finished_at.replace(tzinfo=UTC)
     result = Result.from_json(card.result)
     values = (step, card.parameters, card.prediction, result, card.duration_s, finished, card.id, words)
     return Run(*values, card.versions, card.machine, card.model_sha256)

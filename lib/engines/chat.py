@@ -20,6 +20,7 @@ import openai
 from openai import OpenAI
 
 from lib.errors import (
+    AnswerBrokenOff,
     BancadaError,
     EngineAway,
     EngineDied,
@@ -62,7 +63,7 @@ class Reply:
 def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **options: Any) -> Iterator[Reply]:
     """Yield the same growing ``Reply`` at each piece of text; closing it stops the engine's work.
 
-    Raises PromptTooLong, EngineRefused, EngineDied, EngineSilent. The reply
+    Raises PromptTooLong, EngineRefused, EngineDied, AnswerBrokenOff, EngineSilent. The reply
     keeps what had arrived before an error.
     """
     reply = Reply()
@@ -87,8 +88,18 @@ def stream_chat(client: OpenAI, model: str, messages: Sequence[Message], **optio
                     yield reply
     reply.duration_s = time.perf_counter() - started if reply.finish is None else reply.duration_s
     if reply.finish is None:
-        raise EngineDied(how="the stream ended without a last word")
+        raise broken_off(reply.text) or EngineDied(how="the stream ended without a last word")
     yield reply
+
+
+# Ollama's rule: the same piece more than 30 times in a row, white space aside.
+_OVER_AND_OVER = re.compile(r"(?P<piece>\S{1,24}?)(?:\s*(?P=piece)){29}\s*\Z|\s{30}\Z")
+
+
+def broken_off(text: str) -> AnswerBrokenOff | None:
+    """The error of an answer that ended without a last word, where it is one that repeats itself."""
+    found = _OVER_AND_OVER.search(text[-800:])
+    return AnswerBrokenOff(piece=(found["piece"] or "␣").strip()) if found else None
 
 
 class _Deadline:
@@ -195,7 +206,7 @@ def translated(patience_s: float = FIRST_TOKEN_S, address: str = "") -> Iterator
         raise NotAnEngine(address=address, why=first_line(error)) from error
     except openai.APIError as error:
         # An error event inside a stream that began well.
-        raise (_too_long(str(error)) or EngineRefused(why=first_line(error))) from error
+        raise (too_long(str(error)) or EngineRefused(why=first_line(error))) from error
     except ValueError as error:
         # Not JSON where JSON was promised.
         raise NotAnEngine(address=address, why=first_line(error)) from error
@@ -229,7 +240,7 @@ def _refusal(error: openai.APIStatusError) -> BancadaError:
     if body.get("type") == "exceed_context_size_error":
         return PromptTooLong(prompt_tokens=body.get("n_prompt_tokens"), context_tokens=body.get("n_ctx"))
     message = str(body.get("message") or error)
-    return _too_long(message) or EngineRefused(why=first_line(message))
+    return too_long(message) or EngineRefused(why=first_line(message))
 
 
 # How servers say that a prompt is too long: llama.cpp's older ones, Foundry Local, vLLM and OpenAI.
@@ -243,7 +254,8 @@ _TOO_LONG = tuple(
 )
 
 
-def _too_long(message: str) -> PromptTooLong | None:
+def too_long(message: str) -> PromptTooLong | None:
+    """The error of a prompt that is too long, where a server's message says that it is one."""
     for pattern in _TOO_LONG:
         if found := pattern.search(message):
             # vLLM stops counting once it knows enough.

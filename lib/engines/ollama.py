@@ -7,8 +7,9 @@ raises its own ``ResponseError`` for them, and leaks httpx's errors from a strea
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from openai import OpenAI
 from lib.course.result import Part, Progress
 from lib.engines.address import http_client, is_here, ollama_url, shown
 from lib.engines.base import EngineInfo, Status
-from lib.engines.chat import first_line, translated
-from lib.errors import BancadaError, EngineAway, EngineRefused, EngineSilent, UnknownModel
+from lib.engines.chat import first_line, too_long, translated
+from lib.errors import BancadaError, EngineAway, EngineRefused, EngineSilent, Offline, UnknownModel
 
 if TYPE_CHECKING:
     from ollama import Client
@@ -31,6 +32,11 @@ QUANTIZATIONS: Mapping[str, str] = MappingProxyType({"Q4_K_M": "q4_K_M", "Q8_0":
 CONNECT_S = 3.0
 LOOK_S = 5.0
 SILENT_S = 300.0
+# Ollama tells of a download every 60 ms.
+FIRST_LINE_S = 0.1
+REGISTRY = "registry.ollama.ai"
+# What Go says of a network that is not there, under HTTP 200.
+_NO_NETWORK = re.compile(r"dial tcp|no such host|i/o timeout|TLS handshake|network is unreachable")
 # Ollama asks for no key, and OpenAI's client sends one always.
 NO_KEY = "ollama"
 
@@ -46,7 +52,11 @@ class OllamaEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Identity and capabilities. It cuts what is longer than the context, without a word."""
+        """Identity and capabilities.
+
+        With the models of its library it cuts what is longer than the context, without a word; a model that brings
+        its own template refuses it.
+        """
         return EngineInfo("ollama", "Ollama", json_schema=True, tool_calls=True, embeddings=True, cuts_prompts=True)
 
     def status(self) -> Status:
@@ -79,10 +89,11 @@ class OllamaEngine:
 
     def ensure(self, model: str) -> Iterator[Progress]:
         """Pull the model unless it is there, and load it; raises UnknownModel and EngineError kinds."""
-        full = full_name(model)
         with asked(self._host) as client:
             yield Progress(0, 0, "ask_engine", self._url)
-            if full not in _names(client):
+            there = _names(client)
+            full = known_as(full_name(model), there)
+            if full not in there:
                 yield from pulled(client, full)
             if full not in {one.model for one in client.ps().models}:
                 yield Progress(0, 0, "load", full)
@@ -99,7 +110,8 @@ class OllamaEngine:
 
         # A server that does not answer holds nothing, and a model that was removed meanwhile goes by itself.
         with suppress(EngineAway), asked(self._host, LOOK_S) as client:
-            for name in released & {one.model for one in client.ps().models if one.model}:
+            alike = {name.casefold() for name in released}
+            for name in [one.model for one in client.ps().models if one.model and one.model.casefold() in alike]:
                 with suppress(ResponseError):
                     hold(client, name, keep_alive=0)
 
@@ -111,6 +123,11 @@ class OllamaEngine:
 def full_name(model: str) -> str:
     """A name with its tag, as Ollama lists it."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def known_as(full: str, names: Collection[str]) -> str:
+    """A full name as the server has it, which looks for it without regard to capitals; itself where it has none."""
+    return next((one for one in names if one.casefold() == full.casefold()), full)
 
 
 @dataclass(frozen=True)
@@ -162,7 +179,7 @@ class Layer:
 def pulled(client: Client, full: str) -> Generator[Progress, None, tuple[Layer, ...]]:
     """Pull a model; the progress is that of the layer at work, with a part for each layer so far.
 
-    Raises UnknownModel, EngineRefused.
+    Raises UnknownModel, Offline where the server has no network, EngineRefused.
     """
     from ollama import ResponseError
 
@@ -179,11 +196,22 @@ def pulled(client: Client, full: str) -> Generator[Progress, None, tuple[Layer, 
     except ResponseError as error:
         if "file does not exist" in str(error.error):
             raise UnknownModel(model=full, known=", ".join(_names(client))) from error
+        if _NO_NETWORK.search(str(error.error)):
+            host = full.split("/")[0] if full.count("/") > 1 else REGISTRY
+            raise Offline(host=host, why=first_line(error.error)) from error
         raise
-    return tuple(
-        Layer(part.name, int(part.total), began[name][1], ended - began[name][0])
-        for name, (ended, part) in latest.items()
-    )
+    return tuple(_layer(part, *began[name], ended) for name, (ended, part) in latest.items())
+
+
+def _layer(part: Part, began_s: float, first: int, ended_s: float) -> Layer:
+    """A layer by its first line and its last one.
+
+    The first line comes when a download has gone on for a moment, with what has arrived by then: that was not here
+    before. What the later speed explains in ``FIRST_LINE_S`` counts as fetched.
+    """
+    rest, seconds = part.total - first, ended_s - began_s
+    fetched = rest > 0 and seconds > 0 and first <= FIRST_LINE_S * rest / seconds
+    return Layer(part.name, int(part.total), 0 if fetched else first, seconds)
 
 
 def until_success(stream: Any, what: str) -> Iterator[Progress]:
@@ -217,7 +245,7 @@ def asked(host: str, patience_s: float | None = None) -> Iterator[Client]:
     except httpx.TimeoutException as error:
         raise EngineSilent(seconds=patience_s) from error
     except ResponseError as error:
-        raise EngineRefused(why=first_line(error.error)) from error
+        raise (too_long(str(error.error)) or EngineRefused(why=first_line(error.error))) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError, AttributeError) as error:
         # The client takes every answer for an object of the expected shape.
         raise EngineRefused(why=first_line(error)) from error

@@ -44,6 +44,15 @@ class Exchange:
             raise EngineDied(how=f"a line of {self.route} broke off") from error
 
 
+def piece_of(part: Mapping[str, Any]) -> str:
+    """The text in one line of an answer, whichever API it belongs to: Ollama's two, OpenAI's, llama.cpp's."""
+    if "message" in part:
+        return str(part["message"].get("content") or "")
+    if part.get("choices"):
+        return str(part["choices"][0].get("delta", {}).get("content") or "")
+    return str(part.get("response") or part.get("content") or "")
+
+
 def record(base: str, route: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Exchange:
     """POST a body as JSON and keep every line of the answer, whatever its status.
 

@@ -57,8 +57,12 @@ def measure_bandwidth(sizes: tuple[int, ...] = SIZES) -> Iterator[Progress | lis
 
 def bandwidth_at(points: list[Bandwidth], size_bytes: float) -> float:
     """The bandwidth for a working set, from the nearest measured size at or above it."""
-    above = [one for one in points if one.size_bytes >= size_bytes]
-    return (above[0] if above else points[-1]).median_bytes_per_s
+    return bandwidth_point(points, size_bytes).median_bytes_per_s
+
+
+def bandwidth_point(points: list[Bandwidth], size_bytes: float) -> Bandwidth:
+    """The nearest measured size at or above a working set, else the largest one."""
+    return next((one for one in points if one.size_bytes >= size_bytes), points[-1])
 
 
 def _read(parts: list[NDArray[np.int64]], repeats: int) -> float:

@@ -29,7 +29,7 @@ ROLES = ("system", "user", "assistant")
 PARAMETERS: Mapping[str, type] = MappingProxyType(
     {
         **dict.fromkeys(("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "num_predict"), int),
-        **dict.fromkeys(("seed", "top_k", "repeat_last_n"), int),
+        **dict.fromkeys(("seed", "top_k", "repeat_last_n", "draft_num_predict"), int),
         **dict.fromkeys(("temperature", "top_p", "min_p", "typical_p"), float),
         **dict.fromkeys(("repeat_penalty", "presence_penalty", "frequency_penalty"), float),
         "use_mmap": bool,

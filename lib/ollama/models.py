@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib.course.result import Progress
 from lib.engines.address import http_client, ollama_url, shown
-from lib.engines.chat import translated
+from lib.engines.chat import broken_off, translated
 from lib.engines.ollama import LOOK_S, Layer, asked, full_name, hold, pulled, until_success, uploaded
 from lib.errors import BadParameter, EngineRefused, NotAnEngine, UnknownModel
 from lib.ollama.modelfile import Modelfile
@@ -242,7 +242,7 @@ def chat(
                     _finish(reply, one)
                 yield reply
         if reply.finish is None:
-            raise EngineRefused(why="its answer ended without a last word")
+            raise broken_off(reply.text) or EngineRefused(why="its answer ended without a last word")
 
 
 def unload(host: str, model: str) -> None:

@@ -241,8 +241,11 @@ def _downloads(ids: Sequence[str], said: Words) -> None:
 
 def _delete(ids: Sequence[str]) -> None:
     with errors_shown():
-        workbench().store.delete_cards(workbench().learner, ids)
-        st.session_state[_DELETED] = list(ids)
+        store, learner = workbench().store, workbench().learner
+        # What another tab has deleted meanwhile is that one's to bring back.
+        here = [card.id for card in store.cards_of(learner, ids)]
+        store.delete_cards(learner, here)
+        st.session_state[_DELETED] = here
         _untick()
 
 

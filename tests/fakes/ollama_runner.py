@@ -2,7 +2,7 @@
 
 As with ``OLLAMA_MAX_LOADED_MODELS=1`` and ``OLLAMA_NUM_PARALLEL=1``: another model, or another ``num_ctx``, unloads
 the one before, and requests wait for each other. Two things differ from Ollama. A GGUF's own chat template is
-used whatever a model's ``template`` says, and embeddings come from any model, as the mean over the tokens.
+used whatever a model's ``template`` says, and embeddings are the mean over the tokens of a chat model.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ Lines = Generator[Line, None, None]
 VERSION = "0.32.15-fake"
 NDJSON, SSE = "application/x-ndjson", "text/event-stream"
 JSON = "application/json; charset=utf-8"
+NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
 RUNNER_ERROR = "an error was encountered while running the model: unexpected EOF"
 SLOW_S = 2.0
 FAULTS = ("silent", "cut", "html", "slow", "error-after-first", "redirect", "die")
@@ -224,6 +225,8 @@ class Ollama:
         options = self._runner.options(model, asked.get("options") or {})
         with self._runner.turn(model, options, seconds_of(asked.get("keep_alive"))):
             loaded = time.monotonic_ns()
+            if texts and "embedding" not in model.capabilities:
+                raise Refusal(NO_EMBEDDINGS, 501)
             truncate = asked.get("truncate") is not False
             found = [self._runner.embed(text, options, truncate) for text in texts]
         width = asked.get("dimensions") or None

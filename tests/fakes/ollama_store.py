@@ -11,6 +11,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,6 +52,8 @@ FILE_TYPES = {
 QUANTIZABLE = ("F16", "BF16", "F32")
 QUANTIZED = ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0")
 PIECE_BYTES = 4 * 2**20
+# Ollama looks so often how far a download is.
+TICK_S = 0.06
 _IMAGE = "application/vnd.ollama.image."
 _CONFIG = "application/vnd.docker.container.image.v1+json"
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -402,10 +405,14 @@ class Store:
         part = target.with_name(f"{target.name}-partial")
         with self._open_remote(digest) as source, part.open("ab") as out:
             source.seek(out.tell())
-            yield {**line, "completed": out.tell()}
+            # Told of every now and then, of a large one for the first time when some of it has come.
+            if total < PIECE_BYTES:
+                yield {**line, "completed": out.tell()}
             while piece := source.read(PIECE_BYTES):
                 out.write(piece)
                 out.flush()
+                if len(piece) == PIECE_BYTES:
+                    time.sleep(TICK_S)
                 yield {**line, "completed": out.tell()}
         part.replace(target)
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from lib.course.result import Part
 from lib.engines import chat, ollama
 from lib.engines.chat import stream_chat
-from lib.engines.ollama import OllamaEngine, full_name
-from lib.errors import BancadaError, EngineAway, EngineDied, EngineRefused, EngineSilent, NotAnEngine, UnknownModel
+from lib.engines.ollama import REGISTRY, OllamaEngine, full_name
+from lib.errors import (
+    BancadaError,
+    EngineAway,
+    EngineDied,
+    EngineRefused,
+    EngineSilent,
+    NotAnEngine,
+    Offline,
+    UnknownModel,
+)
 from lib.ollama.modelfile import read_modelfile
 from lib.ollama.models import chat as native_chat
 from lib.ollama.models import copy, create, details, embed, installed, loaded, remove
 from tests.fakes.ollama_fake import OllamaFake
+from tests.server.helpers import Loopback
 from tests.server.test_quantize import finished
 
 MODEL = "smollm2:135m"
@@ -62,6 +76,62 @@ def test_a_pull_that_is_cancelled_goes_on_where_it_was(default_model: Path, tmp_
         assert MODEL not in OllamaEngine(empty.address).models()
         again = [one for one in OllamaEngine(empty.address).ensure(MODEL) if one.what == "pull" and one.total > 1e7]
         assert again[0].done >= 0.5 * reached
+
+
+def test_a_name_in_other_capitals_is_the_same_model(host: str) -> None:
+    engine = OllamaEngine(host)
+    moved = list(engine.ensure("SmolLM2:135M"))
+    assert not [one for one in moved if one.what == "pull"] and MODEL in {one.name for one in loaded(host)}
+    engine.release("SmolLM2:135M")
+    assert MODEL not in {one.name for one in loaded(host)}
+
+
+class Unconnected(BaseHTTPRequestHandler):
+    """A server of Ollama's on a machine without a network."""
+
+    def do_GET(self) -> None:
+        self._say({"models": []})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._say(
+            {"status": "pulling manifest"},
+            {
+                "error": 'pull model manifest: Get "https://registry.ollama.ai/v2/library/smollm2/manifests/135m": '
+                "dial tcp: lookup registry.ollama.ai: no such host"
+            },
+        )
+
+    def _say(self, *lines: object) -> None:
+        content = b"".join(json.dumps(one).encode() + b"\n" for one in lines)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "registry"), [(MODEL, "registry.ollama.ai"), ("hf.co/someone/model:Q4_0", "hf.co"), ("me/own", REGISTRY)]
+)
+def test_a_server_without_a_network_says_which_host_it_cannot_reach(name: str, registry: str) -> None:
+    with Loopback(("127.0.0.1", 0), Unconnected) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(Offline) as caught:
+            list(OllamaEngine(f"http://127.0.0.1:{server.server_port}").ensure(name))
+        server.shutdown()
+    assert caught.value.parameters["host"] == registry and "no such host" in str(caught.value.parameters["why"])
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds", "found"),
+    [(0, 1.0, 0), (5_000_000, 1.0, 0), (60_000_000, 1.0, 60_000_000), (100_000_000, 0.0, 100_000_000)],
+    ids=["new", "new on a fast network", "resumed", "here"],
+)
+def test_what_came_before_the_first_line_of_a_layer_was_not_here_before(first: int, seconds: float, found: int) -> None:
+    layer = ollama._layer(Part("ab", 100_000_000, 100_000_000), 10.0, first, 10.0 + seconds)
+    assert (layer.found_bytes, layer.size_bytes, layer.seconds) == (found, 100_000_000, pytest.approx(seconds))
 
 
 def test_what_is_there_and_what_it_brings(host: str) -> None:

@@ -20,7 +20,16 @@ from lib.course.result import Progress
 from lib.course.run import perform
 from lib.engines import ollama, wire
 from lib.engines.ollama import OllamaEngine
-from lib.errors import BancadaError, EngineDied, EngineError, EngineRefused, EngineSilent, NotAnEngine, UnknownModel
+from lib.errors import (
+    BadParameter,
+    BancadaError,
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    EngineSilent,
+    NotAnEngine,
+    UnknownModel,
+)
 from lib.ollama import models as ollama_models
 from lib.workbench import Workbench
 from tests.fakes.ollama_fake import OllamaFake
@@ -225,6 +234,24 @@ def test_a_slow_server_is_waited_for(serving: OllamaFake, bench: Workbench) -> N
         serving.fault(route, "slow", seconds=0.5)
     assert ran(bench, "server").facts["answers"] is True
     assert ran(bench, "embed").facts["engine"] == "ollama"
+
+
+@pytest.mark.parametrize("step", ["wire", "options", "context", "keep_alive", "embed"])
+def test_what_runs_in_the_cloud_is_not_asked(bench: Workbench, step: str) -> None:
+    with pytest.raises(BadParameter) as caught:
+        ran(bench, step, name="gpt-oss:120b-cloud")
+    assert MODEL in str(caught.value.parameters["allowed"])
+
+
+def test_a_chat_model_makes_no_vectors(bench: Workbench) -> None:
+    with pytest.raises(BadParameter) as caught:
+        ran(bench, "embed", name=MODEL)
+    assert "all-minilm" in str(caught.value.parameters["allowed"])
+
+
+def test_a_name_in_other_capitals_is_found(bench: Workbench) -> None:
+    assert ran(bench, "wire", name="SmolLM2:135M", max_tokens=8).facts["engine"] == "ollama"
+    assert ran(bench, "manage", action="remove", name="SMOLLM2:135m").facts["done"] is False
 
 
 ASKING = {

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from lib.engines.chat import Reply, stream_chat
-from lib.errors import EngineDied, EngineRefused
+from lib.engines.chat import Reply, stream_chat, too_long
+from lib.errors import AnswerBrokenOff, EngineDied, EngineRefused, PromptTooLong
 
 DONE = b"data: [DONE]\n\n"
 
@@ -71,3 +71,25 @@ def test_what_is_not_json_is_refused_by_name(wrong: bytes) -> None:
 def test_a_stream_without_a_last_word_is_a_death() -> None:
     with pytest.raises(EngineDied):
         replied(event("x"))
+
+
+@pytest.mark.parametrize("piece", ["word ", " a", "\n", "na", "…"])
+def test_an_answer_that_repeated_itself_and_has_no_last_word_was_broken_off(piece: str) -> None:
+    """Ollama ends one after thirty times the same piece, and says no more."""
+    with pytest.raises(AnswerBrokenOff):
+        replied(event("So: "), *[event(piece)] * 31)
+    assert replied(event("So: "), *[event(piece)] * 31, event(finish="stop"), DONE).text == "So: " + 31 * piece
+    with pytest.raises(EngineDied):
+        replied(event("So: "), *[event(piece)] * 9)
+
+
+def test_a_prompt_that_is_too_long_is_told_in_the_words_of_the_engine_below() -> None:
+    """What Ollama hands on from llama-server, as a text."""
+    told = (
+        '{"error":{"code":400,"message":"request (5012 tokens) exceeds the available context size (2048 tokens), '
+        'try increasing it","type":"exceed_context_size_error","n_prompt_tokens":5012,"n_ctx":2048}}'
+    )
+    error = too_long(told)
+    assert isinstance(error, PromptTooLong)
+    assert error.parameters == {"prompt_tokens": 5012, "context_tokens": 2048}
+    assert too_long("model runner has unexpectedly stopped") is None

@@ -6,7 +6,7 @@ import html
 import io
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +98,35 @@ def test_the_tables_of_the_results_come_as_csv_too() -> None:
     assert list(table["term"]) == ["weights", "compute"] * 2
     assert list(table["formula"]) == ["a", HOSTILE] * 2
     assert table["size_bytes"].tolist()[0] == 90 * 2**20 and pd.isna(table["size_bytes"][1])
+
+
+def test_a_tables_own_step_is_not_taken_for_the_cards() -> None:
+    result = Result({}, pd.DataFrame({"step": ["race", "burst"], "took_s": [1.0, 2.0]}))
+    run = recall(a_card("compare", "take_along", result=result.to_json()), "en")
+    table = pd.read_csv(io.StringIO(as_tables_csv([run])))
+    assert list(table["step"]) == ["take_along"] * 2 and list(table["table.step"]) == ["race", "burst"]
+
+
+def test_the_time_of_a_database_that_has_a_zone_is_told_in_utc() -> None:
+    there = timezone(timedelta(hours=-3))
+    assert recall(a_card(finished_at=MOMENT.astimezone(there)), "en").finished_at.hour == MOMENT.hour
+
+
+@pytest.mark.parametrize(
+    ("fact", "title"),
+    [
+        ("capacity_per_s", "Capacity, answers a second (/s)"),
+        ("alone_tokens_per_s", "Speed of the fastest, alone (tokens/s)"),
+        ("took_s", "Took (s)"),
+    ],
+)
+def test_an_axis_names_its_unit_once(fact: str, title: str) -> None:
+    said = load_words("en", Path("labs/compare").resolve())
+    many = briefs_of(({"ttft_bound_s": 1.0}, {fact: 5.0}), ({"ttft_bound_s": 2.0}, {fact: 6.0}))
+    table = points(many, "parameter.ttft_bound_s", f"fact.{fact}", None, said)
+    made = scatter(table, spread(table, f"fact.{fact}", said), "parameter.ttft_bound_s", f"fact.{fact}", said)
+    assert made.layout.yaxis.title.text == title
+    assert made.layout.xaxis.title.text == "Bound for the TTFT (s)"
 
 
 @pytest.mark.parametrize("text", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
