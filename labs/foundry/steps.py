@@ -129,7 +129,7 @@ def budget(
 ) -> Iterator[Progress | Result]:
     """Ask before you send: which length still fits, what that costs, and what happens to a prompt that does not."""
     own = yield from part_of(outcome(trials.ensure_own(workbench, model)), 0, 2)
-    work = trials.budget(workbench, own, text, LENGTHS, reserve_tokens)
+    work = trials.budget(workbench, own, text if text.split() else SENTENCE, LENGTHS, reserve_tokens)
     found = yield from part_of(outcome(work), 1, 2)
     table, longest = rows.lengths(found["rows"]), found["longest"]
     facts: Facts = {

@@ -313,7 +313,7 @@ def cold_and_warm(workbench: Workbench, name: str, keep: str) -> Generator[Progr
     rows: list[tuple[str, float, float, float]] = []
     held: int | None = None
     for done, ask in enumerate(("cold", "warm", "cold_again")):
-        yield Progress(done, 3, "ask", ask)
+        yield Progress(done, 3, "ask", name)
         if ask != "warm":
             ollama_models.unload(host, name)
             _until_unloaded(host, name)
@@ -460,13 +460,13 @@ def programs(
     rows: list[tuple[str, float | None, bool, str | None]] = []
     with scratch(workbench.settings.home) as folder:
         for done, one in enumerate(written):
-            yield Progress(done, len(written), "run_program", one.language)
+            yield Progress(done, len(written), "run_program", one.filename)
             (folder / one.filename).write_text(one.text, encoding="utf-8", newline="\n")
             command = one.command()
             if command is None:
                 rows.append((one.language, None, False, None))
                 continue
-            progress = Progress(done, len(written), "run_program", one.language)
+            progress = Progress(done, len(written), "run_program", one.filename)
             took, worked, said = yield from _run(command, folder, key, progress)
             rows.append((one.language, took, worked, _answer(said)))
     listings = tuple(

@@ -135,7 +135,7 @@ def ask_forms(workbench: Workbench, own: Own, prompt: str, seeds: int) -> Genera
     try:
         client = engine.client(own.served)
         for form, seed in tried:
-            yield Progress(1 + 5 * len(said) / len(tried), 9, "ask_forms", form)
+            yield Progress(1 + 5 * len(said) / len(tried), 9, "ask_forms", own.served)
             options = {"temperature": 1, "seed": seed, "max_tokens": MAX_TOKENS, **response_format(form)}
             messages = [{"role": "user", "content": prompt}]
             *_, reply = stream_chat(client, own.served, messages, **options)

@@ -36,7 +36,7 @@ from lib.foundry import process
 from lib.foundry.calls import REHEARSALS
 from lib.foundry.process import MODULE, trial
 from lib.foundry.recorder import recorder
-from lib.foundry.trials import CONTEXT_TOKENS, Own, ensure_own, serve
+from lib.foundry.trials import CONTEXT_TOKENS, Own, budget, ensure_own, serve
 from lib.workbench import Workbench
 from tests.conftest import DEFAULT, STOCKED
 from tests.lab_runs import ran_and_drawn
@@ -160,9 +160,12 @@ def test_preflight_says_what_fits_and_one_word_more_is_refused(workbench: Workbe
     assert str(CONTEXT_TOKENS) in result.listings[0].text
 
 
-def test_a_text_without_a_word_is_the_learner_s_input(workbench: Workbench) -> None:
+def test_a_text_without_a_word_is_the_learners_input_and_an_empty_box_means_the_labs_own(
+    workbench: Workbench, own: Own
+) -> None:
     with pytest.raises(TextTooShort):
-        ran(workbench, "budget", text="   ")
+        finished(budget(workbench, own, "   ", (8,), 64))
+    assert ran(workbench, "budget", text="").result.facts["refused"] is True
 
 
 def test_sending_a_prompt_that_is_too_long_raises(workbench: Workbench, own: Own) -> None:
