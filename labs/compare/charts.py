@@ -79,6 +79,7 @@ def questions(result: Result, words: Words, prediction: float | None = None) -> 
 def _bars(
     made: go.Figure, place: tuple[int, int], table: pd.DataFrame, name: str, scale: float, words: Words, unit: str
 ) -> None:
+    unknown = [words.choice(one, "engine") for one in table.loc[table[name].isna(), "engine"]]
     table = table.dropna(subset=[name])
     if not len(table):
         return
@@ -105,6 +106,17 @@ def _bars(
         },
         showlegend=False,
         hovertemplate="%{y}: %{x:.1f} " + unit + "<extra></extra>",
+    )
+    made.add_scatter(
+        row=place[0],
+        col=place[1],
+        x=[0] * len(unknown),
+        y=unknown,
+        mode="text",
+        text=[" –"] * len(unknown),
+        textposition="middle right",
+        showlegend=False,
+        hoverinfo="skip",
     )
     # Beyond the whiskers: on the bar they would strike the figure through.
     made.add_scatter(
