@@ -31,7 +31,7 @@ CLIENT = {"timeout": PATIENCE_S, "startup_timeout": 600, "iopub_timeout": 600}
 
 # How much memory is free changes from one moment to the next, and so does what fits into it.
 MOMENTARY = ("available_bytes", "fitting", "fits")
-QUICK = {"rounds": 1, "max_tokens": 16}
+QUICK = {"rounds": 1, "max_tokens": 16, "requests": 8, "slots": 1}
 SHOW = "from lib.course.run import latest_run"
 
 
@@ -57,7 +57,7 @@ def test_the_code_of_a_notebook_is_the_same_in_both_languages(lab: Lab) -> None:
 
 @pytest.mark.parametrize("lab", labs(), ids=lambda lab: lab.id)
 def test_a_notebook_runs_from_its_own_folder(lab: Lab, stocked_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In English with one round of what is measured in rounds and with short answers, all else as it stands.
+    """In English with one round of what is measured in rounds, few requests and short answers, all else as it stands.
 
     In Portuguese, whose code is the same (see above), each call shows what the English one has measured.
     """

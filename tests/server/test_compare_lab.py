@@ -186,7 +186,7 @@ def test_the_scenarios_are_taken_by_vllms_own_parser(workbench: Workbench) -> No
 
 
 def test_arrivals_beyond_the_capacity_let_the_queue_grow(workbench: Workbench) -> None:
-    result = ran(workbench, "saturation", slots=1, max_tokens=16, requests=16).result
+    result = ran(workbench, "saturation", slots=1, max_tokens=16, requests=8).result
     assert result.table is not None and list(result.table["share_percent"]) == [25, 50, 75, 100, 125]
     assert not result.table["failures"].any()
     capacity = result.facts["capacity_per_s"]
@@ -195,7 +195,7 @@ def test_arrivals_beyond_the_capacity_let_the_queue_grow(workbench: Workbench) -
         [capacity * share for share in (0.25, 0.5, 0.75, 1, 1.25)]
     )
     assert isinstance(result.facts["learners"], int)
-    assert result.facts["slots"] == 1 and set(result.table["requests"]) == {16}
+    assert result.facts["slots"] == 1 and set(result.table["requests"]) == {8}
 
 
 def test_a_class_at_once_finds_a_slot_for_each_in_its_own_profile(workbench: Workbench) -> None:
