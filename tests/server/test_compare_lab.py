@@ -285,6 +285,11 @@ def test_the_exercise_is_checked_against_the_learners_own_race(workbench: Workbe
             for one in verdict.result.notes:
                 assert LAB.words(language)(f"notes.{one.key}", **one.parameters)
     assert keys(who_wins.function(workbench, learners=4).result) == ["exercise_not_measured"]
+    # One round tells nobody apart, and so no answer is right.
+    once = table_of(vllm=(120.0, 0.0, 900.0, 1.0), embedded=(180.0, 0.0, 900.0, 1.5)).assign(rounds=1)
+    workbench.store.add_card(recarded(raced, once))
+    verdict = who_wins.function(workbench, learners=16, memory_mib=1024, answer_engine="vllm")
+    assert (verdict.correct, keys(verdict.result)) == (False, ["exercise_one_round"])
 
 
 def recarded(run: Run, table: pd.DataFrame) -> RunCard:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
 from labs.compare import advice, charts, rows
 from labs.compare.steps import LAB
 from lib.bench.contenders import Contender
-from lib.bench.race import Entry
+from lib.bench.race import Entry, Turn
 from lib.course.result import Result
 from lib.errors import EngineDied
+from lib.models.bandwidth import Bandwidth
 from lib.text import LANGUAGES
 
 MIB = 2**20
@@ -121,3 +125,24 @@ def test_a_chance_is_never_rounded_to_none(rounds: int, key: str) -> None:
     assert said.key == key
     for language in LANGUAGES:
         assert " 0.0 %" not in (text := LAB.words(language)(f"notes.{key}", **said.parameters)) and " 0,0 %" not in text
+
+
+def test_the_ceilings_that_are_drawn_are_those_the_shares_are_of() -> None:
+    sizes = {16: 30e9, 64: 20e9, 256: 12e9, 512: 10e9}
+    points = [Bandwidth(mib * MIB, speed, speed, speed) for mib, speed in sizes.items()]
+    entries = []
+    for engine, mib in (("embedded", 90), ("onnx", 86), ("embedded-f16", 257)):
+        one = entry(engine)
+        one.contender = replace(one.contender, token_bytes=mib * MIB)
+        turn = Turn(1.0)
+        turn.at[1] = SimpleNamespace(tpot_p50_s=0.02)  # type: ignore[assignment]
+        one.turns.append(turn)
+        entries.append(one)
+    result = rows.roofline_result(entries, points, ())
+    assert result.more["sizes"] == (str(256 * MIB), str(512 * MIB))
+    assert result.table is not None
+    drawn = [12e9, 12e9, 10e9]
+    assert list(result.table["reached_percent"]) == pytest.approx(
+        [100 * read / 0.02 / most for read, most in zip(result.table["token_bytes"], drawn, strict=True)]
+    )
+    assert rows.roofline_result([], points, ()).more["sizes"] == (str(512 * MIB),)
