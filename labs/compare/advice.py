@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from labs.compare.rows import measured, told_apart
+from labs.compare.rows import engines_at, measured, told_apart
 from lib.course.result import Facts, Note, note
 
 MIB = 2**20
@@ -46,7 +46,6 @@ def advice_table(raced: pd.DataFrame, wishes: Wishes) -> pd.DataFrame:
         }
         figures = {name: row[name] for name in ("tokens_per_s", "low_tokens_per_s", "high_tokens_per_s", "ttft_p95_s")}
         rows.append({"engine": row["engine"], "memory_bytes": memory, **figures, "rounds": row["rounds"], **keeps})
-        rows[-1]["fits"] = all(one is True for one in keeps.values())
     table = pd.DataFrame(rows)
     table["fits"] = [
         all(one is True for one in kept) for kept in zip(*(table[name].tolist() for name in KEPT), strict=True)
@@ -62,7 +61,7 @@ def level(raced: pd.DataFrame, learners: int) -> int:
     """
     known = measured(raced)
     alive = set(known.loc[~known["died"].astype(bool), "engine"])
-    there = {clients: set(rows["engine"]) for clients, rows in known.groupby("parallel")}
+    there = engines_at(known)
     levels = sorted(clients for clients, engines in there.items() if alive <= engines) or sorted(there)
     return int(next((one for one in levels if one >= learners), levels[-1]))
 

@@ -139,7 +139,7 @@ def roofline(result: Result, words: Words, prediction: float | None = None) -> g
     table = _table(result)
     sizes, speeds = _floats(result.more["sizes"]), _floats(result.more["bandwidths"])
     made = figure(x=words("charts.mib_a_token"), y=words("charts.tokens_per_s"), height=460)
-    most = max(1024 * MIB, *(1.2 * float(one) for one in table["token_bytes"]))
+    most = max([1024 * MIB, *(1.2 * float(one) for one in table["token_bytes"])])
     ends = [20 * MIB, most]
     for size, speed, dash in zip(sizes, speeds, cycle(("solid", "dot", "dash", "dashdot")), strict=False):
         made.add_scatter(

@@ -128,7 +128,7 @@ def winners(table: pd.DataFrame, entries: Sequence[Entry]) -> dict[str, tuple[st
     found: dict[str, tuple[str, ...]] = {}
     table = measured(table)
     rivals = {one.contender.id for one in entries if one.error is None}
-    there = {clients: set(rows["engine"]) for clients, rows in table.groupby("parallel")}
+    there = engines_at(table)
     # Who left requests without an answer, or died, was not quick but gone.
     table = table[(table["failures"] == 0) & ~table["died"].astype(bool)]
     if not len(table):
@@ -150,6 +150,11 @@ def winners(table: pd.DataFrame, entries: Sequence[Entry]) -> dict[str, tuple[st
 def measured(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a race that have figures."""
     return table.dropna(subset=["parallel"])
+
+
+def engines_at(table: pd.DataFrame) -> dict[int, set[str]]:
+    """Who has figures, by the number of parallel clients."""
+    return {int(clients): set(rows["engine"]) for clients, rows in table.groupby("parallel")}
 
 
 def told_apart(one: pd.Series, other: pd.Series, metric: str) -> bool:

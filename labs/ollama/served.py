@@ -21,9 +21,9 @@ INSTALL = {
     "Darwin": "brew install ollama",
     "Windows": "winget install Ollama.Ollama",
 }
-# The lab's own small ones; anything else is fetched by nobody but whoever runs the step for it.
 # Names of models that run on Ollama's own machines.
 IN_THE_CLOUD = (":cloud", "-cloud")
+# The lab's own small ones; anything else is fetched by nobody but whoever runs the step for it.
 FETCHED = ("smollm2:135m", "all-minilm:latest")
 # By then a model that stays for ever would be gone, as Ollama writes it.
 FOR_EVER_YEAR = 2100

@@ -83,7 +83,8 @@ def examine(workbench: Workbench, symptom: str, name: str, context_tokens: int) 
         version = ollama_models.version(host)
         checks.append(Check("answers", version, True))
         notes = fake(workbench)
-        patient = _Patient(workbench, host, take_apart(name).short, context_tokens, True)
+        there = [one.name for one in ollama_models.installed(host)]
+        patient = _Patient(workbench, host, known_as(take_apart(name).short, there), context_tokens, True)
     except EngineAway as error:
         checks.append(Check("answers", "–", False))
         notes = (no_server(error), note("examined_instead", model=workbench.settings.default_model))
@@ -107,7 +108,7 @@ def repairs(failed: list[Check]) -> tuple[Note, ...]:
 
 def _is_there(patient: _Patient) -> Iterator[Check]:
     names = list(patient.installed)
-    there = known_as(patient.name, names) in names
+    there = patient.name in names
     library = meant(take_apart(patient.name)) if patient.here else ""
     close = difflib.get_close_matches(patient.name, names, 1, 0.5)
     other = library or (close[0] if close else "")

@@ -35,7 +35,9 @@ from lib.toolchains.registry import Toolchain, installed_in, packages_of, python
 
 MANIFEST = "bancada.json"
 _FULL_BYTES = 8 << 20
-_NO_NETWORK = re.compile(r"Max retries exceeded|ConnectionError|ConnectTimeout|ReadTimeoutError|ProxyError")
+_NO_NETWORK = re.compile(
+    r"Retry\(total=0|Max retries exceeded|ConnectionError|ConnectTimeout|ReadTimeoutError|ProxyError"
+)
 # pip tries again five times; only when none is left, the network was what failed.
 _TRIES_AGAIN = re.compile(r"^.*Retry\(total=[1-9].*$", re.MULTILINE)
 _NETWORK_SAID = re.compile(

@@ -252,6 +252,8 @@ def test_a_chat_model_makes_no_vectors(bench: Workbench) -> None:
 def test_a_name_in_other_capitals_is_found(bench: Workbench) -> None:
     assert ran(bench, "wire", name="SmolLM2:135M", max_tokens=8).facts["engine"] == "ollama"
     assert ran(bench, "manage", action="remove", name="SMOLLM2:135m").facts["done"] is False
+    checks = ran(bench, "troubleshoot", symptom="out_of_memory", name="SMOLLM2:135m").table
+    assert checks is not None and {"is_there", "fits"} <= set(checks["check"])
 
 
 ASKING = {

@@ -145,4 +145,7 @@ def test_the_ceilings_that_are_drawn_are_those_the_shares_are_of() -> None:
     assert list(result.table["reached_percent"]) == pytest.approx(
         [100 * read / 0.02 / most for read, most in zip(result.table["token_bytes"], drawn, strict=True)]
     )
-    assert rows.roofline_result([], points, ()).more["sizes"] == (str(512 * MIB),)
+    nobody = rows.roofline_result([], points, ())
+    assert nobody.more["sizes"] == (str(512 * MIB),)
+    for found in (result, nobody):
+        assert charts.roofline(found, LAB.words("en")).data
